@@ -1,0 +1,329 @@
+"""What all language models share: loss, metrics, optimizer, counters of tokens and FLOPs, streaming, generation.
+
+A model is an embedding, a list of layers (each a mixer by the contract below), a final norm and a head. A subclass
+builds these in its constructor and says nothing else; the training loop, the checkpoint's extra entries and the
+streaming form follow.
+
+A layer is an `nn.Module` with `forward(x_BTD) -> x_BTD`, causal, any T >= 1; `init_state(batch_size)`, `step(x_BD,
+state) -> (x_BD, state)`, equal to the parallel form; `flops_per_token(seq_len)` and `state_bytes(seq_len)`.
+
+Shapes: B batch, T time, D width, V vocabulary, N scored positions of a batch.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any, Protocol, cast
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from models.layers import check_positive, rms_norm
+from models.metrics import IGNORED, EvalMetrics
+from models.optim import Optim, build_optimizer, grad_norm, lr_scale, reapply
+
+Batch = tuple[Tensor, Tensor]
+TRAINING_FLOPS = 3  # forward and backward, in forwards: the backward pass has two products for each of the forward's
+CHECKPOINT_KEY = "greenhouse"  # our own entry in a checkpoint
+
+
+class Layer(Protocol):
+    """The mixer contract, as in the module's docstring."""
+
+    def init_state(self, batch_size: int) -> Any:
+        """State before the first token."""
+
+    def step(self, x_BD: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """One position."""
+
+    def flops_per_token(self, seq_len: int) -> int:
+        """Forward FLOPs of one token of a sequence of `seq_len`."""
+
+    def state_bytes(self, seq_len: int) -> int:
+        """Bytes of one sequence's state after `seq_len` tokens."""
+
+
+class LanguageModel(L.LightningModule):
+    """An embedding, `self.layers`, a parameter-free RMS norm and `self.head`, trained to predict the next token.
+
+    Args:
+        vocab_size: Number of tokens.
+        d_model: Width.
+        layers: The layers, by the mixer contract.
+        tie_embeddings: Use the embedding's matrix as the head.
+        dropout: Probability of dropping embedded features in training.
+        compile: Compile each layer with torch.compile.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        d_model: int,
+        layers: list[nn.Module],
+        tie_embeddings: bool,
+        dropout: float,
+        compile: bool,
+    ) -> None:
+        super().__init__()
+        check_positive(vocab_size=vocab_size, d_model=d_model, num_layers=len(layers))
+        if not 0 <= dropout < 1:
+            raise ValueError(f"--model.dropout is {dropout}; it must be at least 0 and below 1")
+        self.vocab_size, self.d_model = vocab_size, d_model
+        self.dropout, self.compile_layers = dropout, compile
+        self.embed = nn.Embedding(vocab_size, d_model)
+        self.layers = nn.ModuleList(layers)
+        self.head = nn.Linear(d_model, vocab_size, bias=False)
+        self.init_weights()
+        if tie_embeddings:
+            self.embed.weight = self.head.weight  # its small scale suits both: embeddings are normalised before use
+        self.optim = Optim()
+        self.tokens_seen = 0
+        self.flops_spent = 0.0
+        self.seed = 0
+        self._eval_metrics: list[EvalMetrics] = []
+
+    # Forward -------------------------------------------------------------------------------------------------------
+
+    def init_weights(self) -> None:
+        """Embedding N(0, 1), as its rows are normalised before use; head N(0, 0.02); each layer initialises itself."""
+        nn.init.normal_(self.embed.weight)
+        nn.init.normal_(self.head.weight, std=0.02)
+
+    def features(self, tokens_BT: Tensor) -> Tensor:
+        """Tokens (B, T) -> normalised features (B, T, D) that the head reads."""
+        x_BTD = F.dropout(rms_norm(self.embed(tokens_BT)), self.dropout, self.training)
+        for layer in self.layers:
+            x_BTD = layer(x_BTD)
+        return rms_norm(x_BTD)
+
+    def forward(self, tokens_BT: Tensor) -> Tensor:
+        """Tokens (B, T) -> logits (B, T, V)."""
+        return cast(Tensor, self.head(self.features(tokens_BT)))
+
+    def init_state(self, batch_size: int) -> list[Any]:
+        """The streaming state before the first token, one entry a layer."""
+        return [cast(Layer, layer).init_state(batch_size) for layer in self.layers]
+
+    def step(self, token_B: Tensor, state: list[Any]) -> tuple[Tensor, list[Any]]:
+        """One token (B,) and the state -> logits (B, V) and the next state; equal to `forward` at that position."""
+        x_BD, next_state = rms_norm(self.embed(token_B)), []
+        for layer, layer_state in zip(self.layers, state, strict=True):
+            x_BD, layer_state = cast(Layer, layer).step(x_BD, layer_state)
+            next_state.append(layer_state)
+        return self.head(rms_norm(x_BD)), next_state
+
+    @torch.no_grad()
+    def generate(
+        self,
+        prompt_BT: Tensor,
+        max_new_tokens: int,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Iterator[Tensor]:
+        """Yield `max_new_tokens` times the next token (B,), sampled from the softmax of logits / temperature.
+
+        Temperature 0 takes the likeliest; `top_k` samples among the k likeliest. The prompt needs T >= 1.
+        """
+        state = self.init_state(prompt_BT.size(0))
+        for token_B in prompt_BT.unbind(1):
+            logits_BV, state = self.step(token_B, state)
+        for _ in range(max_new_tokens):
+            token_B = sample(logits_BV, temperature, top_k, generator)
+            yield token_B
+            logits_BV, state = self.step(token_B, state)
+
+    # Sizes ---------------------------------------------------------------------------------------------------------
+
+    def num_parameters(self) -> int:
+        """Trained numbers, a shared one counted once."""
+        return sum(p.numel() for p in self.parameters())
+
+    def flops_per_token(self, seq_len: int) -> int:
+        """FLOPs of a token's forward pass in a sequence of `seq_len`: 2 a multiply-add of every matrix product.
+
+        Elementwise work is not counted; attention is counted with all T^2 pairs, as is usual, although a causal kernel
+        may skip half. Training costs `TRAINING_FLOPS` times as much.
+        """
+        layers = sum(cast(Layer, layer).flops_per_token(seq_len) for layer in self.layers)
+        return layers + 2 * self.d_model * self.vocab_size
+
+    def state_bytes(self, seq_len: int) -> int:
+        """Bytes of one sequence's streaming state after `seq_len` tokens."""
+        return sum(cast(Layer, layer).state_bytes(seq_len) for layer in self.layers)
+
+    def parameter_token_sizes(self) -> dict[str, int]:
+        """Current number of parameter tokens by group; empty for a model that cannot grow."""
+        return {}
+
+    # Training ------------------------------------------------------------------------------------------------------
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Mean cross-entropy in nats over the scored positions; the head works on these alone."""
+        inputs_BT, targets_BT = batch
+        index_N = (
+            (targets_BT != IGNORED).flatten().nonzero().squeeze(1)
+        )  # before the forward pass: this waits for the device
+        features_ND = self.features(inputs_BT).flatten(0, 1).index_select(0, index_N)
+        return F.cross_entropy(self.head(features_ND).float(), targets_BT.flatten()[index_N])
+
+    def on_fit_start(self) -> None:
+        """Take the run's seed, from which each step draws its own randomness."""
+        self.seed = int(os.environ.get("PL_GLOBAL_SEED", self.seed))
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Seed each step from (seed, rank, step), so that a resumed run draws what an uninterrupted one would."""
+        batch_number = self.trainer.fit_loop.total_batch_idx
+        torch.manual_seed(hash((self.seed, self.global_rank, batch_number)) % 2**63)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The loss; counts the batch's tokens and FLOPs over all processes."""
+        loss = self.loss(batch)
+        tokens = batch[0].numel() * self.trainer.world_size
+        self.tokens_seen += tokens
+        self.flops_spent += float(TRAINING_FLOPS * self.flops_per_token(batch[0].size(1)) * tokens)
+        self.log("train/loss", loss.detach(), prog_bar=True)
+        return loss
+
+    def configure_optimizers(self) -> Any:
+        """AdamW by `self.optim`, its learning rate a pure function of the step."""
+        total_steps = int(self.trainer.estimated_stepping_batches)
+        optimizer = build_optimizer(self, self.optim, fused=not self.is_sharded())
+        scheduler = LambdaLR(optimizer, lambda step: lr_scale(step, total_steps, self.optim))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_train_start(self) -> None:
+        """Let the configured recipe hold on resume, not the one in the checkpoint."""
+        for optimizer in self.trainer.optimizers:
+            reapply(optimizer, self.optim)
+
+    def configure_gradient_clipping(
+        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Clip by the norm computed once, and log that norm with the learning rate."""
+        norm = grad_norm(self.parameters())
+        self.log("train/grad_norm", norm)
+        self.log("train/learning_rate", optimizer.param_groups[0]["lr"])
+        if gradient_clip_val and gradient_clip_algorithm == "value":
+            nn.utils.clip_grad_value_(self.parameters(), gradient_clip_val)
+        elif gradient_clip_val:
+            nn.utils.clip_grads_with_norm_(self.parameters(), gradient_clip_val, norm)
+
+    # Evaluation ----------------------------------------------------------------------------------------------------
+
+    def _task(self, name: str, default: Any) -> Any:
+        return getattr(getattr(self.trainer, "datamodule", None), name, default)
+
+    def _start_evaluation(self, stage: str) -> None:
+        slice_names = self._task("slice_names", lambda stage: ["all"])(stage)
+        names = self._task("metrics", ("bits_per_char", "accuracy"))
+        self._eval_metrics = [EvalMetrics(names, self.vocab_size, self.device) for _ in slice_names]
+
+    def _evaluate(self, batch: Batch, slice_idx: int, free_running: bool = False) -> None:
+        inputs_BT, targets_BT = batch
+        logits_NV = self.head(self.features(inputs_BT)[targets_BT != IGNORED])
+        free = self.free_running(batch) if free_running else None
+        self._eval_metrics[slice_idx].update(logits_NV, targets_BT, free)
+
+    def _finish_evaluation(self, stage: str, prefix: str) -> None:
+        slice_names = self._task("slice_names", lambda stage: ["all"])(stage)
+        results = [metrics.compute() for metrics in self._eval_metrics]
+        headline = results[:1] if self._task("headline", "mean") == "first" else results
+        for name in results[0]:
+            self.log(f"{prefix}/{name}", sum(r[name] for r in headline) / len(headline), prog_bar=name == "loss")
+            if len(slice_names) > 1:
+                for slice_name, result in zip(slice_names, results, strict=True):
+                    self.log(f"{prefix}/{name}/{slice_name}", result[name])
+
+    def free_running(self, batch: Batch) -> Tensor:
+        """The row (B, T) that greedy decoding writes at the scored positions when it reads its own output there."""
+        inputs_BT, targets_BT = batch
+        state = self.init_state(inputs_BT.size(0))
+        outputs: list[Tensor] = []
+        for t in range(inputs_BT.size(1)):
+            token_B = inputs_BT[:, t]
+            if t:
+                token_B = torch.where(targets_BT[:, t - 1] != IGNORED, outputs[-1], token_B)
+            logits_BV, state = self.step(token_B, state)
+            outputs.append(logits_BV.argmax(-1))
+        return torch.stack(outputs, 1)
+
+    def on_validation_epoch_start(self) -> None:
+        """Begin with empty metrics, one set a slice."""
+        self._start_evaluation("validate")
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Add a batch to its slice's metrics."""
+        self._evaluate(batch, dataloader_idx)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log val/*: the headline and, where there are several slices, each of them."""
+        self._finish_evaluation("validate", "val")
+
+    def on_test_epoch_start(self) -> None:
+        """Begin with empty metrics, one set a slice."""
+        self._start_evaluation("test")
+
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Add a batch to its slice's metrics."""
+        self._evaluate(batch, dataloader_idx, "free_running_exact_match" in self._task("metrics", ()))
+
+    def on_test_epoch_end(self) -> None:
+        """Log test/*, as in validation."""
+        self._finish_evaluation("test", "test")
+
+    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
+        """The batch with the likeliest token at every position."""
+        inputs_BT, targets_BT = batch
+        return {"inputs": inputs_BT, "targets": targets_BT, "predictions": self(inputs_BT).argmax(-1)}
+
+    # Devices and checkpoints ---------------------------------------------------------------------------------------
+
+    def is_sharded(self) -> bool:
+        """Whether a strategy spreads each parameter over the processes (FSDP2)."""
+        return getattr(self, "_device_mesh", None) is not None
+
+    def configure_model(self) -> None:
+        """Shard by FSDP2 where the strategy brings a device mesh; compile the layers where asked to."""
+        if self.compile_layers:
+            for layer in self.layers:
+                layer.compile()
+        if self.is_sharded():
+            mesh = cast(DeviceMesh, self.device_mesh)["data_parallel"]
+            for layer in self.layers:
+                fully_shard(layer, mesh=mesh)
+            fully_shard(self, mesh=mesh)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add our entry: the model's name, seed, recipe and counters, all plain values."""
+        checkpoint[CHECKPOINT_KEY] = {
+            "model": type(self).__name__,
+            "seed": self.seed,
+            "optim": asdict(self.optim),
+            "tokens_seen": self.tokens_seen,
+            "flops_spent": self.flops_spent,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the counters back."""
+        entry = checkpoint[CHECKPOINT_KEY]
+        self.seed, self.tokens_seen, self.flops_spent = entry["seed"], entry["tokens_seen"], entry["flops_spent"]
+
+
+def sample(logits_BV: Tensor, temperature: float, top_k: int | None, generator: torch.Generator | None) -> Tensor:
+    """Draw a token (B,) from softmax(logits / temperature) among the `top_k` likeliest; at 0 take the likeliest."""
+    if temperature == 0:
+        return logits_BV.argmax(-1)
+    logits_BV = logits_BV.float() / temperature
+    if top_k is not None and top_k < logits_BV.size(-1):
+        kth_B1 = logits_BV.topk(top_k, -1).values[:, -1:]
+        logits_BV = logits_BV.masked_fill(logits_BV < kth_B1, -torch.inf)
+    return torch.multinomial(logits_BV.softmax(-1), 1, generator=generator).squeeze(1)

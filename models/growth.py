@@ -1,0 +1,248 @@
+"""Growing a model by appending rows to its key-value parameter tokens, without changing what it computes.
+
+A row with a zero key scores zero, passes GeLU as zero and adds nothing, while its random value gives the key a
+gradient: with the scale tau frozen the model is the same function after growth (TokenFormer, arXiv 2410.23168,
+section 3.3). The optimizer's moments move along, padded; until a new row's own moments have warmed up, its updates
+are corrected for their age.
+
+Shapes: n rows (parameter tokens), d width.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from models.base import CHECKPOINT_KEY, LanguageModel
+from models.optim import Optim, build_optimizer
+
+Init = Literal["zero_keys", "zero_values", "random", "zeros"]
+TauPolicy = Literal["frozen", "sqrt_n"]
+Carry = Literal["per_row", "mean", "zeros", "reset"]
+Sizes = dict[str, int]
+Event = dict[str, Any]
+PROBE_SHAPE = (2, 64)  # sequences x tokens on which a growth event measures what it changed
+
+
+def new_rows(old_nd: Tensor, num_rows: int, zero: bool, generator: torch.Generator) -> Tensor:
+    """Rows (num_rows, d) to append: zero, or normal at the root mean square of the old ones. Drawn on the CPU."""
+    if zero:
+        return old_nd.new_zeros(num_rows, old_nd.size(1))
+    scale = old_nd.detach().float().square().mean().sqrt().clamp_min(1e-3)
+    drawn = torch.randn(num_rows, old_nd.size(1), generator=generator)
+    return (drawn.to(old_nd.device) * scale).to(old_nd.dtype)
+
+
+def carry_state(optimizer: Optimizer, old: nn.Parameter, new: nn.Parameter, carry: Carry) -> None:
+    """Put `new` in the place of `old` in the optimizer, its state padded by rows.
+
+    `mean` starts the second moment of new rows at the mean of the old rows'; `reset` drops all state; `per_row` and
+    `zeros` pad with zeros (`per_row` is corrected at each step, see `update_scale`).
+    """
+    for group in optimizer.param_groups:
+        group["params"] = [new if p is old else p for p in group["params"]]
+    state = optimizer.state.pop(old, {})
+    if carry == "reset" or not state:
+        return
+    optimizer.state[new] = {key: _pad(value, key, old, new, carry) for key, value in state.items()}
+
+
+def _pad(value: Any, key: str, old: nn.Parameter, new: nn.Parameter, carry: Carry) -> Any:
+    if not isinstance(value, Tensor) or value.shape != old.shape:
+        return value
+    tail = value.new_zeros(new.size(0) - old.size(0), old.size(1))
+    if carry == "mean" and key == "exp_avg_sq":
+        tail += value.mean(0)
+    return torch.cat((value, tail))
+
+
+def update_scale(age: int, optimizer_age: int, betas: tuple[float, float] | None, event: Event) -> float:
+    """Factor on a new row's update, its `age`-th (from 1), when the optimizer makes its `optimizer_age`-th.
+
+    Adam corrects the bias of its moments by the optimizer's age; a row that started later needs its own (Kingma & Ba,
+    arXiv 1412.6980, section 3). The quotient of the two corrections is a number: (1 - b1^T)/(1 - b1^t) * sqrt((1 -
+    b2^t)/(1 - b2^T)). The re-warm multiplies it by t / rewarm_steps. `betas` is None for an optimizer without bias
+    correction.
+    """
+    scale = min(1.0, age / event["rewarm_steps"]) if event["rewarm_steps"] else 1.0
+    if event["carry"] == "per_row" and betas:
+        first = (1 - betas[0] ** optimizer_age) / (1 - betas[0] ** age)
+        second = (1 - betas[1] ** age) / (1 - betas[1] ** optimizer_age)
+        scale *= first * math.sqrt(second)
+    return scale
+
+
+def check_sizes(current: Sizes, target: Sizes, option: str = "--") -> None:
+    """Raise ValueError if a group is unknown or would shrink."""
+    for group, size in target.items():
+        if group not in current:
+            raise ValueError(
+                f"{option}{group}: the model has no such parameter tokens, only {', '.join(current) or 'none'}"
+            )
+        if size < current[group]:
+            raise ValueError(
+                f"{option}{group} {size} would shrink the model, which has {current[group]}; growth only adds"
+            )
+
+
+class GrowableModel(LanguageModel):
+    """A language model some of whose layers hold parameter tokens, in named groups of one size each."""
+
+    growth_events: list[Event]
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.growth_events = []
+
+    @abstractmethod
+    def pattentions(self) -> dict[str, list[Any]]:
+        """The layers with parameter tokens by the name of the option that sizes them."""
+
+    def parameter_token_sizes(self) -> Sizes:
+        """Current number of parameter tokens of each group."""
+        return {group: layers[0].num_param_tokens for group, layers in self.pattentions().items()}
+
+    def initial_sizes(self) -> Sizes:
+        """Sizes before the first growth event."""
+        return self.growth_events[0]["from"] if self.growth_events else self.parameter_token_sizes()
+
+    def grow(
+        self,
+        sizes: Sizes,
+        optimizer: Optimizer | None,
+        *,
+        step: int,
+        init: Init = "zero_keys",
+        tau: TauPolicy = "frozen",
+        carry: Carry = "per_row",
+        rewarm_steps: int = 0,
+    ) -> Event:
+        """Grow the named groups to `sizes` and carry the optimizer along; returns the event, which joins the lineage.
+
+        Rows are drawn from generators seeded by (seed, layer, step). The event tells the largest relative change of a
+        layer's output and of a logit, measured on random tokens.
+        """
+        before, events = self.parameter_token_sizes(), len(self.growth_events)
+        check_sizes(before, sizes)
+        with self._measured_change(step) as change:
+            for index, (layer, size) in enumerate(self._layers_to_grow(sizes)):
+                generator = torch.Generator().manual_seed(hash((self.seed, index, step)) % 2**63)
+                for old, new in layer.grow(size, init, tau, generator):
+                    if optimizer is not None:
+                        carry_state(optimizer, old, new, carry)
+        if carry == "reset" and optimizer is not None:
+            optimizer.state.clear()
+        self.hparams.update(self.parameter_token_sizes())
+        if self.compile_layers:
+            torch.compiler.reset()  # a layer compiled for more than eight sizes would silently run uncompiled
+        event = {
+            "step": step, "tokens": self.tokens_seen, "flops": self.flops_spent, "seed": self.seed, "from": before,
+            "to": self.parameter_token_sizes(), "init": init, "tau": tau, "carry": carry, "rewarm_steps": rewarm_steps,
+        }  # fmt: skip
+        self.growth_events.append(event | change)
+        assert len(self.growth_events) == events + 1
+        return self.growth_events[-1]
+
+    def _layers_to_grow(self, sizes: Sizes) -> Iterator[tuple[Any, int]]:
+        groups = self.pattentions()
+        return ((layer, sizes[group]) for group in groups if group in sizes for layer in groups[group])
+
+    @contextmanager
+    def _measured_change(self, step: int) -> Iterator[dict[str, Any]]:
+        """Fill the yielded dict with what the block changed: `relative_change` of each layer, `logit_change`."""
+        generator = torch.Generator().manual_seed(hash((self.seed, step)) % 2**63)
+        tokens_BT = torch.randint(self.vocab_size, PROBE_SHAPE, generator=generator).to(self.device)
+        layers = [layer for group in self.pattentions().values() for layer in group]
+        seen: dict[int, tuple[Tensor, Tensor]] = {}
+
+        def remember(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+            seen[id(layer)] = (inputs[0], output)
+
+        change: dict[str, Any] = {}
+        training = self.training
+        self.eval()
+        with torch.compiler.set_stance("force_eager"):
+            hooks = [layer.register_forward_hook(remember) for layer in layers]
+            logits = _no_grad(self, tokens_BT)
+            for hook in hooks:
+                hook.remove()
+            yield change
+            change["logit_change"] = float((_no_grad(self, tokens_BT) - logits).abs().max())
+            change["relative_change"] = [
+                _relative(_no_grad(layer, seen[id(layer)][0]), seen[id(layer)][1]) for layer in layers
+            ]
+        self.train(training)
+
+    def optimizer_step(
+        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
+    ) -> None:
+        """The optimizer's step, after which the updates of young rows are scaled by `update_scale`."""
+        young = [(p, rows, scale, p.detach()[rows].clone()) for p, rows, scale in self._young_rows(optimizer)]
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        with torch.no_grad():
+            for parameter, rows, scale, before in young:
+                parameter[rows] = torch.lerp(before, parameter[rows], scale)
+
+    def _young_rows(self, optimizer: Any) -> Iterator[tuple[nn.Parameter, slice, float]]:
+        """Parameters, rows and factors of all rows whose updates are not yet taken as they are."""
+        resets = [i for i, event in enumerate(self.growth_events) if event["carry"] == "reset"]
+        for event in self.growth_events[max(resets, default=0) :]:
+            age = self.trainer.global_step - event["step"] + 1
+            for group, layers in self.pattentions().items():
+                rows = slice(event["from"][group], event["to"][group])
+                for parameter in (p for layer in layers for p in layer.parameters() if rows.start < rows.stop):
+                    state, options = optimizer.state.get(parameter, {}), optimizer.param_groups[0]
+                    betas = options["betas"] if "exp_avg" in state else None
+                    scale = update_scale(age, int(state.get("step", 0)) + 1, betas, event)
+                    if abs(scale - 1) > 1e-6:
+                        yield parameter, rows, scale
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the lineage, and let the saved hyper-parameters tell the current sizes."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint[CHECKPOINT_KEY]["growth_events"] = self.growth_events
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the lineage back; the layers size themselves when their weights are loaded."""
+        super().on_load_checkpoint(checkpoint)
+        self.growth_events = list(checkpoint[CHECKPOINT_KEY]["growth_events"])
+        self.hparams.update({group: checkpoint["hyper_parameters"][group] for group in self.pattentions()})
+
+
+def grow_checkpoint(model: GrowableModel, checkpoint: dict[str, Any], sizes: Sizes, **how: Any) -> Event:
+    """Grow `model`, which was loaded from `checkpoint`, and write the result back into `checkpoint`.
+
+    `how` are the keyword arguments of `GrowableModel.grow`. What a fit's Growth would do at the checkpoint's step,
+    bit for bit.
+    """
+    optimizer = build_optimizer(model, Optim(**checkpoint[CHECKPOINT_KEY]["optim"]))
+    optimizer.load_state_dict(checkpoint["optimizer_states"][0])
+    event = model.grow(sizes, optimizer, step=checkpoint["global_step"], **how)
+    checkpoint["state_dict"] = model.state_dict()
+    checkpoint["optimizer_states"] = [optimizer.state_dict()]
+    checkpoint["hyper_parameters"] |= model.parameter_token_sizes()
+    model.on_save_checkpoint(checkpoint)
+    return event
+
+
+def _no_grad(module: nn.Module, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        y: Tensor = module(x)
+    return y
+
+
+def _relative(new: Tensor, old: Tensor) -> float:
+    return float((new - old).norm() / old.norm().clamp_min(1e-12))
+
+
+def check_choice(option: str, value: str, choices: Any) -> None:
+    """Raise ValueError unless `value` is one of the Literal type's `choices`."""
+    if value not in get_args(choices):
+        raise ValueError(f"{option} is {value!r}; choose one of {', '.join(get_args(choices))}")

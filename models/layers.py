@@ -1,0 +1,129 @@
+"""Operators that several models share: RMS norm, rotary positions, causal attention and its key-value cache.
+
+Each is a pure function beside the streaming form that must equal it. Rotary embedding rotates the pair (x_i, x_{i+d/2})
+of position t by t * base^(-2i/d) (Su et al., arXiv 2104.09864, in the half-split layout), computed for just the
+positions at hand: there is no table, hence no maximum length.
+
+Shapes: B batch, T time, D width, H heads, K width of a head.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+MIN_CACHE = 16  # positions a fresh cache has room for; it doubles from there
+
+
+def rms_norm(x: Tensor) -> Tensor:
+    """Divide (..., D) by its root mean square, without parameters."""
+    normed: Tensor = F.rms_norm(x, (x.size(-1),))
+    return normed
+
+
+def split_heads(x_BTD: Tensor, num_heads: int) -> Tensor:
+    """(B, T, D) -> (B, H, T, D / H), a view."""
+    return x_BTD.unflatten(-1, (num_heads, -1)).transpose(1, 2)
+
+
+def rotary(x_BHTK: Tensor, start: int = 0, base: float = 10_000.0) -> Tensor:
+    """Rotate (B, H, T, K) by its positions start .. start + T - 1; K must be even."""
+    length, half = x_BHTK.size(-2), x_BHTK.size(-1) // 2
+    position_T = torch.arange(start, start + length, device=x_BHTK.device, dtype=torch.float32)
+    exponent = torch.arange(half, device=x_BHTK.device, dtype=torch.float32) / half
+    angle_TK = position_T[:, None] * base**-exponent
+    cos, sin = angle_TK.cos().to(x_BHTK.dtype), angle_TK.sin().to(x_BHTK.dtype)
+    left, right = x_BHTK.split(half, dim=-1)
+    return torch.cat((left * cos - right * sin, right * cos + left * sin), dim=-1)
+
+
+def rotary_attention(q_BTD: Tensor, k_BTD: Tensor, v_BTD: Tensor, num_heads: int) -> Tensor:
+    """Causal softmax attention with rotary positions: three (B, T, D) -> (B, T, D)."""
+    q, k, v = (split_heads(x, num_heads) for x in (q_BTD, k_BTD, v_BTD))
+    y_BHTK = F.scaled_dot_product_attention(rotary(q), rotary(k), v, is_causal=True)
+    return y_BHTK.transpose(1, 2).flatten(2)
+
+
+def rotary_attention_reference(q_BTD: Tensor, k_BTD: Tensor, v_BTD: Tensor, num_heads: int) -> Tensor:
+    """The same, one query at a time, with rotations written as complex products."""
+    width = q_BTD.size(-1) // num_heads
+    frequency = 10_000.0 ** -(torch.arange(width // 2, dtype=torch.float64) / (width // 2))
+
+    def rotate(x: Tensor, t: int) -> Tensor:
+        turned = torch.complex(*x.double().split(width // 2, -1)) * torch.polar(torch.ones(()).double(), t * frequency)
+        return torch.cat((turned.real, turned.imag), -1)
+
+    q, k, v = (x.unflatten(-1, (num_heads, width)) for x in (q_BTD, k_BTD, v_BTD))
+    outputs = []
+    for t in range(q_BTD.size(1)):
+        keys = torch.stack([rotate(k[:, s], s) for s in range(t + 1)], 1)
+        score = (rotate(q[:, t], t).unsqueeze(1) * keys).sum(-1) / width**0.5
+        outputs.append((score.softmax(1).unsqueeze(-1) * v[:, : t + 1].double()).sum(1).flatten(1))
+    return torch.stack(outputs, 1).to(q_BTD.dtype)
+
+
+class KVCache(NamedTuple):
+    """Keys (already rotated) and values seen so far; room doubles when it is used up.
+
+    keys, values: (B, H, capacity, K), of which the first `length` positions are filled.
+    """
+
+    keys: Tensor
+    values: Tensor
+    length: int
+
+    @classmethod
+    def empty(cls, batch_size: int, num_heads: int, head_width: int, like: Tensor) -> KVCache:
+        """A cache without positions, with the dtype and device of `like`."""
+        room = like.new_empty(batch_size, num_heads, MIN_CACHE, head_width)
+        return cls(room, room.clone(), 0)
+
+    def append(self, k_BHK: Tensor, v_BHK: Tensor) -> KVCache:
+        """The cache with one more position; the given one must not be used any more."""
+        keys, values = self.keys, self.values
+        if self.length == keys.size(2):
+            keys, values = (torch.cat((x, torch.empty_like(x)), 2) for x in (keys, values))
+        keys[:, :, self.length], values[:, :, self.length] = k_BHK, v_BHK
+        return KVCache(keys, values, self.length + 1)
+
+    @staticmethod
+    def num_bytes(seq_len: int, width: int, itemsize: int) -> int:
+        """Bytes of one sequence's cache after `seq_len` tokens of `width` = H * K numbers."""
+        capacity = MIN_CACHE
+        while capacity < seq_len:
+            capacity *= 2
+        return 2 * capacity * width * itemsize
+
+
+def rotary_attention_step(q_BD: Tensor, k_BD: Tensor, v_BD: Tensor, cache: KVCache) -> tuple[Tensor, KVCache]:
+    """One position of `rotary_attention`: three (B, D) and the cache -> (B, D) and the longer cache."""
+    num_heads = cache.keys.size(1)
+    q, k, v = (x.unflatten(-1, (num_heads, 1, -1)) for x in (q_BD, k_BD, v_BD))
+    cache_of_t = cache.append(rotary(k, cache.length).squeeze(2), v.squeeze(2))
+    keys, values = (x[:, :, : cache_of_t.length] for x in (cache_of_t.keys, cache_of_t.values))
+    y_BH1K = F.scaled_dot_product_attention(rotary(q, cache.length), keys, values)
+    return y_BH1K.flatten(1), cache_of_t
+
+
+def causal_shift(x_BTD: Tensor, steps: int = 1) -> Tensor:
+    """Delay (B, T, D) by `steps` positions, zeros first."""
+    return F.pad(x_BTD, (0, 0, steps, 0))[:, : x_BTD.size(1)]
+
+
+def check_heads(d_model: int, num_heads: int) -> None:
+    """Raise ValueError unless `num_heads` divides `d_model` into even widths, as rotary positions need."""
+    if num_heads < 1 or d_model % num_heads or (d_model // num_heads) % 2:
+        raise ValueError(
+            f"--model.d_model {d_model} does not split into --model.num_heads {num_heads} heads of even width; "
+            f"choose d_model a multiple of {2 * max(num_heads, 1)} or another num_heads"
+        )
+
+
+def check_positive(**options: int | float) -> None:
+    """Raise ValueError naming the first model option that is not above zero."""
+    for name, value in options.items():
+        if value <= 0:
+            raise ValueError(f"--model.{name} is {value}; it must be at least 1")

@@ -1,0 +1,108 @@
+"""Metrics over scored positions, summed over batches and processes before they are divided.
+
+Bits per character is the mean negative log-likelihood in nats divided by ln 2. Sums, not means of means, make it
+right for uneven last batches and under DDP.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.classification import MulticlassAccuracy
+
+IGNORED = -100  # target of a position that is not scored
+
+
+class CrossEntropy(Metric):
+    """Mean negative log-likelihood of the scored positions, in nats."""
+
+    full_state_update = False
+    nats: Tensor
+    count: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("nats", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, logits_NV: Tensor, targets_N: Tensor) -> None:
+        """Add N scored positions."""
+        self.nats += F.cross_entropy(logits_NV.float(), targets_N, reduction="sum").double()
+        self.count += targets_N.numel()
+
+    def compute(self) -> Tensor:
+        """Nats a position."""
+        return (self.nats / self.count).float()
+
+
+class BitsPerChar(CrossEntropy):
+    """Mean negative log-likelihood of the scored positions, in bits (nats / ln 2)."""
+
+    def compute(self) -> Tensor:
+        """Bits a position."""
+        return super().compute() / math.log(2)
+
+
+class ExactMatch(Metric):
+    """Part of the rows of which every scored position is right."""
+
+    full_state_update = False
+    matched: Tensor
+    rows: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("matched", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("rows", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, predictions_BT: Tensor, targets_BT: Tensor) -> None:
+        """Add B rows; a row without scored positions does not count."""
+        scored_BT = targets_BT != IGNORED
+        right_B = ((predictions_BT == targets_BT) | ~scored_BT).all(1)
+        counts_B = scored_BT.any(1)
+        self.matched += (right_B & counts_B).sum()
+        self.rows += counts_B.sum()
+
+    def compute(self) -> Tensor:
+        """Part between 0 and 1."""
+        return self.matched / self.rows
+
+
+class EvalMetrics:
+    """What one slice of a split is measured by; `names` as a DataModule lists them, the loss always among them."""
+
+    def __init__(self, names: tuple[str, ...], vocab_size: int, device: torch.device) -> None:
+        self.metrics: dict[str, Metric] = {"loss": CrossEntropy()}
+        if "bits_per_char" in names:
+            self.metrics["bits_per_char"] = BitsPerChar()
+        if "accuracy" in names:
+            self.metrics["accuracy"] = MulticlassAccuracy(vocab_size, average="micro", validate_args=False)
+        for name in ("exact_match", "free_running_exact_match"):
+            if name in names:
+                self.metrics[name] = ExactMatch()
+        for metric in self.metrics.values():
+            metric.to(device)
+
+    def update(self, logits_NV: Tensor, targets_BT: Tensor, free_running_BT: Tensor | None = None) -> None:
+        """Add a batch: the logits of its N >= 0 scored positions in row-major order, and all its targets."""
+        scored_BT = targets_BT != IGNORED
+        targets_N, predictions_N = targets_BT[scored_BT], logits_NV.argmax(-1)
+        predictions_BT = targets_BT.masked_scatter(scored_BT, predictions_N)
+        for name, metric in self.metrics.items():
+            if name == "accuracy":
+                metric.update(predictions_N, targets_N)
+            elif name == "exact_match":
+                metric.update(predictions_BT, targets_BT)
+            elif name == "free_running_exact_match":
+                if free_running_BT is not None:
+                    metric.update(free_running_BT, targets_BT)
+            else:
+                metric.update(logits_NV, targets_N)
+
+    def compute(self) -> dict[str, float]:
+        """The values by name, over all processes; a metric that saw nothing is left out."""
+        return {name: float(metric.compute()) for name, metric in self.metrics.items() if metric.update_called}

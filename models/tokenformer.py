@@ -1,0 +1,242 @@
+"""TokenFormer: every projection attends over learned parameter tokens, and a model grows by adding tokens.
+
+Pattention(X; K, V) = Theta(X K^T) V (arXiv 2410.23168, equations 3 and 4), where Theta normalises the scores over the n
+parameter tokens, scales them by tau and applies GeLU. Queries, keys, values, output and feed-forward network are
+Pattention layers; the norms have no parameters. O(n D) a token and layer, plus attention's O(T D).
+
+Shapes: B batch, T time, D width, n parameter tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from models.growth import GrowableModel, Init, TauPolicy, check_choice, new_rows
+from models.layers import KVCache, check_heads, check_positive, rms_norm, rotary_attention, rotary_attention_step
+
+Normalization = Literal["l2_norm_gelu", "gelu_l2_norm", "softmax"]
+EPS = 1e-12  # added to squared norms: scores that are all zero stay zero instead of NaN
+
+
+class _L2NormGELU(torch.autograd.Function):
+    """GELU(tau * s / |s|) over the last dimension, in fewer passes over memory than autograd would make."""
+
+    @staticmethod
+    def forward(ctx: Any, scores: Tensor, tau: Tensor) -> Tensor:
+        dtype = torch.promote_types(scores.dtype, torch.float32)
+        norm = torch.linalg.vector_norm(scores, dim=-1, keepdim=True, dtype=dtype)
+        scale = (tau * torch.rsqrt(norm.square() + EPS)).to(scores.dtype)
+        scaled = scores * scale
+        ctx.save_for_backward(scaled, scale, tau)
+        return F.gelu(scaled)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        """d/ds = scale * (g - scaled <g, scaled> / tau^2), g being the gradient before GELU."""
+        scaled, scale, tau = ctx.saved_tensors
+        grad = torch.ops.aten.gelu_backward(grad, scaled)
+        inner = torch.einsum("...n,...n->...", grad, scaled).unsqueeze(-1) / -tau.to(grad.dtype).square()
+        return grad.addcmul_(scaled, inner).mul_(scale), None
+
+
+def l2_norm_gelu(scores: Tensor, tau: Tensor) -> Tensor:
+    """GELU(tau * scores / |scores|) over the last dimension, what the released models train with."""
+    return _L2NormGELU.apply(scores, tau)  # type: ignore[no-any-return,no-untyped-call]
+
+
+def l2_norm_gelu_reference(scores: Tensor, tau: Tensor) -> Tensor:
+    """The same as a formula."""
+    return F.gelu(tau * scores / (scores.square().sum(-1, keepdim=True) + EPS).sqrt())
+
+
+def gelu_l2_norm(scores: Tensor, tau: Tensor) -> Tensor:
+    """Return tau * GELU(scores) / |GELU(scores)| over the last dimension."""
+    activated = F.gelu(scores)
+    return tau.to(scores.dtype) * activated * torch.rsqrt(activated.square().sum(-1, keepdim=True) + EPS)
+
+
+def scaled_softmax(scores: Tensor, tau: Tensor) -> Tensor:
+    """Return tau^2 * softmax(scores). A zero score weighs exp(0) = 1, so that growth is not exact."""
+    return tau.to(scores.dtype).square() * scores.softmax(-1)
+
+
+NORMALIZATIONS = {"l2_norm_gelu": l2_norm_gelu, "gelu_l2_norm": gelu_l2_norm, "softmax": scaled_softmax}
+
+
+class Pattention(nn.Module):
+    """(..., d_in) -> (..., d_out): attention over learned parameter tokens, in the place of a linear map.
+
+    Args:
+        d_in: Width of the input.
+        d_out: Width of the output.
+        num_param_tokens: Rows of keys and values.
+        normalization: Theta; only `softmax` cannot grow without changing the function.
+    """
+
+    tau: Tensor
+
+    def __init__(
+        self, d_in: int, d_out: int, num_param_tokens: int, normalization: Normalization = "l2_norm_gelu"
+    ) -> None:
+        super().__init__()
+        check_choice("--model.normalization", normalization, Normalization)
+        check_positive(num_param_tokens=num_param_tokens)
+        self.normalize = NORMALIZATIONS[normalization]
+        self.key_param_tokens = nn.Parameter(torch.empty(num_param_tokens, d_in))
+        self.value_param_tokens = nn.Parameter(torch.empty(num_param_tokens, d_out))
+        self.register_buffer("tau", torch.tensor(math.sqrt(num_param_tokens)))
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """Keys N(0, 1 / d_in), values N(0, 1 / n): an input of unit variance gives an output of variance about 0.4."""
+        nn.init.normal_(self.key_param_tokens, std=self.key_param_tokens.size(1) ** -0.5)
+        nn.init.normal_(self.value_param_tokens, std=self.num_param_tokens**-0.5)
+
+    @property
+    def num_param_tokens(self) -> int:
+        """Current number of parameter tokens, n."""
+        return self.key_param_tokens.size(0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., d_in) -> (..., d_out)."""
+        return self.normalize(F.linear(x, self.key_param_tokens), self.tau) @ self.value_param_tokens
+
+    def flops_per_token(self) -> int:
+        """Two matrix products."""
+        return 2 * (self.key_param_tokens.numel() + self.value_param_tokens.numel())
+
+    def grow(
+        self, num_param_tokens: int, init: Init, tau: TauPolicy, generator: torch.Generator
+    ) -> Iterator[tuple[nn.Parameter, nn.Parameter]]:
+        """Append rows up to `num_param_tokens`; yields (old parameter, new parameter) for the optimizer's sake."""
+        extra = num_param_tokens - self.num_param_tokens
+        zero = {
+            "key_param_tokens": init in ("zero_keys", "zeros"),
+            "value_param_tokens": init in ("zero_values", "zeros"),
+        }
+        for name in ("key_param_tokens", "value_param_tokens") if extra else ():
+            old = getattr(self, name)
+            rows = new_rows(old, extra, zero[name], generator)
+            new = nn.Parameter(torch.cat((old.detach(), rows)), requires_grad=old.requires_grad)
+            setattr(self, name, new)
+            yield old, new
+        if tau == "sqrt_n":
+            self.tau.fill_(math.sqrt(num_param_tokens))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Take the number of parameter tokens from what is loaded: a grown checkpoint fits its first configuration."""
+        for name in ("key_param_tokens", "value_param_tokens"):
+            saved, own = state_dict.get(prefix + name), getattr(self, name)
+            if saved is not None and saved.shape != own.shape and saved.shape[1:] == own.shape[1:]:
+                setattr(self, name, nn.Parameter(own.new_empty(saved.shape), requires_grad=own.requires_grad))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class Block(nn.Module):
+    """(B, T, D) -> (B, T, D): causal attention and a feed-forward network, all of Pattention, each added to its input.
+
+    Args:
+        d_model: Width.
+        num_heads: Heads of attention.
+        num_param_tokens: Parameter tokens of each of the query, key, value and output projections.
+        num_ffn_param_tokens: Parameter tokens of the feed-forward network.
+        normalization: Theta of all of them.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        num_heads: int,
+        num_param_tokens: int,
+        num_ffn_param_tokens: int,
+        normalization: Normalization,
+    ) -> None:
+        super().__init__()
+        self.d_model, self.num_heads = d_model, num_heads
+        self.query, self.key, self.value, self.out = (
+            Pattention(d_model, d_model, num_param_tokens, normalization) for _ in range(4)
+        )
+        self.ffn = Pattention(d_model, d_model, num_ffn_param_tokens, normalization)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        """(B, T, D) -> (B, T, D)."""
+        normed = rms_norm(x_BTD)
+        y_BTD = rotary_attention(self.query(normed), self.key(normed), self.value(normed), self.num_heads)
+        x_BTD = x_BTD + self.out(y_BTD)
+        z_BTD: Tensor = self.ffn(rms_norm(x_BTD))
+        return x_BTD + z_BTD
+
+    def init_state(self, batch_size: int) -> KVCache:
+        """An empty key-value cache."""
+        like = self.out.key_param_tokens
+        return KVCache.empty(batch_size, self.num_heads, self.d_model // self.num_heads, like)
+
+    def step(self, x_BD: Tensor, state: KVCache) -> tuple[Tensor, KVCache]:
+        """One position (B, D) of `forward`."""
+        normed = rms_norm(x_BD)
+        y_BD, state = rotary_attention_step(self.query(normed), self.key(normed), self.value(normed), state)
+        x_BD = x_BD + self.out(y_BD)
+        return x_BD + self.ffn(rms_norm(x_BD)), state
+
+    def flops_per_token(self, seq_len: int) -> int:
+        """Five Pattentions, and two products over `seq_len` positions."""
+        layers = (self.query, self.key, self.value, self.out, self.ffn)
+        return sum(layer.flops_per_token() for layer in layers) + 4 * seq_len * self.d_model
+
+    def state_bytes(self, seq_len: int) -> int:
+        """The cache."""
+        return KVCache.num_bytes(seq_len, self.d_model, self.out.key_param_tokens.element_size())
+
+
+class TokenFormer(GrowableModel):
+    """Transformer whose projections are attention over parameter tokens; adding tokens grows it without retraining.
+
+    Args:
+        vocab_size: Number of tokens; the data gives it.
+        d_model: Width.
+        num_layers: Blocks.
+        num_heads: Heads of attention.
+        num_param_tokens: Parameter tokens of each query, key, value and output projection.
+        num_ffn_param_tokens: Parameter tokens of each feed-forward network.
+        normalization: Theta. `softmax` cannot grow exactly.
+        tie_embeddings: Use the embedding's matrix as the head.
+        dropout: Probability of dropping embedded features in training.
+        compile: Compile each block with torch.compile.
+    """
+
+    def __init__(
+        self,
+        *,
+        vocab_size: int,
+        d_model: int = 128,
+        num_layers: int = 1,
+        num_heads: int = 4,
+        num_param_tokens: int = 64,
+        num_ffn_param_tokens: int = 512,
+        normalization: Normalization = "l2_norm_gelu",
+        tie_embeddings: bool = False,
+        dropout: float = 0.0,
+        compile: bool = False,
+    ) -> None:
+        check_heads(d_model, num_heads)
+        check_positive(num_param_tokens=num_param_tokens, num_ffn_param_tokens=num_ffn_param_tokens)
+        blocks = [
+            Block(d_model, num_heads, num_param_tokens, num_ffn_param_tokens, normalization) for _ in range(num_layers)
+        ]
+        super().__init__(vocab_size, d_model, blocks, tie_embeddings, dropout, compile)
+        self.save_hyperparameters(logger=False)
+
+    def pattentions(self) -> dict[str, list[Any]]:
+        """The projections of attention and the feed-forward networks, by the option that sizes them."""
+        return {
+            "num_param_tokens": [p for b in self.layers for p in (b.query, b.key, b.value, b.out)],
+            "num_ffn_param_tokens": [b.ffn for b in self.layers],
+        }

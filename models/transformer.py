@@ -1,0 +1,144 @@
+"""Transformer: the baseline that every claim of the project is measured against.
+
+Pre-norm blocks x + Attention(norm x), x + FFN(norm x) (Vaswani et al., arXiv 1706.03762) with what has since proved
+itself at no cost: RMS norm without parameters, rotary positions (hence no maximum length), squared ReLU (arXiv
+2109.08668), no biases, output projections that start at zero. Attention is PyTorch's fused kernel. O(T^2 D + T D^2) a
+layer.
+
+Shapes: B batch, T time, D width, H heads.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.base import LanguageModel
+from models.layers import (
+    KVCache,
+    causal_shift,
+    check_heads,
+    check_positive,
+    rms_norm,
+    rotary_attention,
+    rotary_attention_step,
+)
+
+BlockState = tuple[KVCache, Tensor]
+
+
+class TokenShift(nn.Module):
+    """Two taps over time: x_t + mix * x_{t-1}, mix a learned vector, zero at the start."""
+
+    def __init__(self, d_model: int) -> None:
+        super().__init__()
+        self.mix = nn.Parameter(torch.zeros(d_model))
+
+    def forward(self, x: Tensor, previous: Tensor) -> Tensor:
+        """Two (..., D) -> (..., D)."""
+        return x + self.mix * previous
+
+
+class Block(nn.Module):
+    """(B, T, D) -> (B, T, D): causal attention and a feed-forward network, each added to its input.
+
+    Args:
+        d_model: Width.
+        num_heads: Heads of attention.
+        ffn_width: Hidden width of the feed-forward network.
+        token_shift: Let queries, keys and values see the previous position too.
+    """
+
+    def __init__(self, d_model: int, num_heads: int, ffn_width: int, token_shift: bool = False) -> None:
+        super().__init__()
+        self.d_model, self.num_heads = d_model, num_heads
+        self.shift = TokenShift(d_model) if token_shift else None
+        self.qkv = nn.Linear(d_model, 3 * d_model, bias=False)
+        self.out = nn.Linear(d_model, d_model, bias=False)
+        self.up = nn.Linear(d_model, ffn_width, bias=False)
+        self.down = nn.Linear(ffn_width, d_model, bias=False)
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """Weights qkv and up: U(-1/sqrt D, 1/sqrt D); out and down: zero, so that the block starts as the identity."""
+        for linear in (self.qkv, self.up):
+            nn.init.uniform_(linear.weight, -(self.d_model**-0.5), self.d_model**-0.5)
+        for linear in (self.out, self.down):
+            nn.init.zeros_(linear.weight)
+
+    def feed_forward(self, x: Tensor) -> Tensor:
+        """Squared-ReLU network of the normalised (..., D), added to it."""
+        y: Tensor = self.down(F.relu(self.up(rms_norm(x))).square())
+        return x + y
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        """(B, T, D) -> (B, T, D)."""
+        normed = rms_norm(x_BTD)
+        if self.shift is not None:
+            normed = self.shift(normed, causal_shift(normed))
+        q, k, v = self.qkv(normed).chunk(3, -1)
+        return self.feed_forward(x_BTD + self.out(rotary_attention(q, k, v, self.num_heads)))
+
+    def init_state(self, batch_size: int) -> BlockState:
+        """An empty key-value cache, and the previous normalised input for the token shift."""
+        weight = self.out.weight
+        cache = KVCache.empty(batch_size, self.num_heads, self.d_model // self.num_heads, weight)
+        return cache, weight.new_zeros(batch_size, self.d_model if self.shift is not None else 0)
+
+    def step(self, x_BD: Tensor, state: BlockState) -> tuple[Tensor, BlockState]:
+        """One position (B, D) of `forward`."""
+        cache, previous_BD = state
+        normed = rms_norm(x_BD)
+        mixed = normed
+        if self.shift is not None:
+            mixed, previous_BD = self.shift(normed, previous_BD), normed
+        q, k, v = self.qkv(mixed).chunk(3, -1)
+        y_BD, cache = rotary_attention_step(q, k, v, cache)
+        return self.feed_forward(x_BD + self.out(y_BD)), (cache, previous_BD)
+
+    def flops_per_token(self, seq_len: int) -> int:
+        """Four projections, the two of the FFN, and two products over `seq_len` positions."""
+        weights = 4 * self.d_model**2 + 2 * self.up.weight.numel()
+        return 2 * weights + 4 * seq_len * self.d_model
+
+    def state_bytes(self, seq_len: int) -> int:
+        """The cache, and one input where there is a token shift."""
+        itemsize = self.out.weight.element_size()
+        shift = self.d_model * itemsize if self.shift is not None else 0
+        return KVCache.num_bytes(seq_len, self.d_model, itemsize) + shift
+
+
+class Transformer(LanguageModel):
+    """Pre-norm Transformer with rotary positions and fused attention; no maximum length.
+
+    Args:
+        vocab_size: Number of tokens; the data gives it.
+        d_model: Width.
+        num_layers: Blocks.
+        num_heads: Heads of attention.
+        ffn_ratio: Hidden width of the feed-forward network, in widths.
+        token_shift: Let attention see each position's predecessor too (two taps), which recall by one layer needs.
+        tie_embeddings: Use the embedding's matrix as the head.
+        dropout: Probability of dropping embedded features in training.
+        compile: Compile each block with torch.compile.
+    """
+
+    def __init__(
+        self,
+        *,
+        vocab_size: int,
+        d_model: int = 128,
+        num_layers: int = 1,
+        num_heads: int = 4,
+        ffn_ratio: int = 4,
+        token_shift: bool = False,
+        tie_embeddings: bool = False,
+        dropout: float = 0.0,
+        compile: bool = False,
+    ) -> None:
+        check_positive(ffn_ratio=ffn_ratio)
+        check_heads(d_model, num_heads)
+        blocks = [Block(d_model, num_heads, ffn_ratio * d_model, token_shift) for _ in range(num_layers)]
+        super().__init__(vocab_size, d_model, list(blocks), tie_embeddings, dropout, compile)
+        self.save_hyperparameters(logger=False)

@@ -1,0 +1,204 @@
+"""What every model promises: causality, streaming equal to parallel, counts that are true, learning."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from models import TokenFormer, Transformer
+from models.base import sample
+from models.layers import MIN_CACHE, rotary_attention, rotary_attention_reference
+
+MODELS = {
+    "Transformer": lambda **kw: Transformer(vocab_size=11, d_model=16, num_heads=2, **kw),
+    "Transformer-shift": lambda **kw: Transformer(vocab_size=11, d_model=16, num_heads=2, token_shift=True, **kw),
+    "TokenFormer": lambda **kw: TokenFormer(
+        vocab_size=11, d_model=16, num_heads=2, num_param_tokens=6, num_ffn_param_tokens=24, **kw
+    ),
+}
+
+
+@pytest.fixture(params=MODELS)
+def build(request):
+    def make(**kw):
+        model = MODELS[request.param](**kw).eval()
+        generator = torch.Generator().manual_seed(0)
+        for parameter in model.parameters():  # no zeros: every path must matter
+            parameter.data = torch.randn(parameter.shape, generator=generator) * 0.3
+        return model
+
+    return make
+
+
+@pytest.mark.parametrize("num_layers", [1, 3])
+@pytest.mark.parametrize("length", [1, 2, MIN_CACHE, 4 * MIN_CACHE + 3])
+def test_streaming_equals_parallel(build, num_layers, length):
+    model = build(num_layers=num_layers)
+    tokens = torch.randint(11, (3, length))
+    state, logits = model.init_state(3), []
+    for t in range(length):
+        step_logits, state = model.step(tokens[:, t], state)
+        logits.append(step_logits)
+    torch.testing.assert_close(torch.stack(logits, 1), model(tokens), rtol=0, atol=1e-5)
+
+
+def test_no_output_depends_on_a_later_token(build):
+    model = build(num_layers=2)
+    tokens = torch.randint(11, (2, 12))
+    logits = model(tokens)
+    for t in range(1, 12):
+        changed = tokens.clone()
+        changed[:, t:] = (changed[:, t:] + torch.randint(1, 11, changed[:, t:].shape)) % 11
+        torch.testing.assert_close(model(changed)[:, :t], logits[:, :t], rtol=0, atol=1e-6)
+        assert not torch.allclose(model(changed)[:, t:], logits[:, t:])
+
+
+def test_flops_are_those_that_torch_counts(build):
+    model = build(num_layers=2)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model(torch.randint(11, (3, 20)))
+    assert counter.get_total_flops() == 3 * 20 * model.flops_per_token(20)
+
+
+@pytest.mark.parametrize("length", [1, MIN_CACHE, MIN_CACHE + 1, 100])
+def test_state_bytes_are_those_of_the_tensors(build, length):
+    model = build(num_layers=2)
+    state = model.init_state(1)
+    for token in torch.randint(11, (length, 1)):
+        _, state = model.step(token, state)
+
+    def tensors(value):
+        if isinstance(value, torch.Tensor):
+            return [value]
+        return [t for item in value for t in tensors(item)] if isinstance(value, list | tuple) else []
+
+    assert sum(t.numel() * t.element_size() for t in tensors(state)) == model.state_bytes(length)
+
+
+def test_overfits_one_batch(build):
+    model = build().train()
+    model.init_weights()
+    for layer in model.layers:
+        for module in layer.modules():
+            if hasattr(module, "init_weights"):
+                module.init_weights()
+    tokens = torch.randint(11, (4, 17))
+    batch = tokens[:, :-1], tokens[:, 1:]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(150):
+        optimizer.zero_grad()
+        loss = model.loss(batch)
+        loss.backward()
+        optimizer.step()
+    assert loss < 0.2
+
+
+def test_loss_counts_scored_positions_only(build):
+    model = build()
+    inputs, targets = torch.randint(11, (2, 5)), torch.full((2, 5), -100)
+    targets[0, 1], targets[1, 4] = 3, 7
+    logits = model(inputs)
+    expected = F.cross_entropy(torch.stack((logits[0, 1], logits[1, 4])), torch.tensor([3, 7]))
+    torch.testing.assert_close(model.loss((inputs, targets)), expected)
+
+
+def test_generation_is_what_sampling_from_the_parallel_form_gives(build):
+    model = build()
+    prompt = torch.randint(11, (2, 3))
+    drawn = torch.stack(list(model.generate(prompt, 6, 0.7, 4, torch.Generator().manual_seed(1))), 1)
+    generator, tokens = torch.Generator().manual_seed(1), prompt
+    for _ in range(6):
+        tokens = torch.cat((tokens, sample(model(tokens)[:, -1], 0.7, 4, generator)[:, None]), 1)
+    assert torch.equal(drawn, tokens[:, 3:])
+
+
+def test_free_running_reads_its_own_output_where_it_is_scored(build):
+    model = build()
+    inputs, targets = torch.randint(11, (2, 8)), torch.full((2, 8), -100)
+    targets[:, 3:] = torch.randint(11, (2, 5))
+    tokens = inputs[:, :4]
+    for _ in range(4):
+        tokens = torch.cat((tokens, model(tokens)[:, -1:].argmax(-1)), 1)
+    expected = model(tokens).argmax(-1)
+    assert torch.equal(model.free_running((inputs, targets))[:, 3:], expected[:, 3:])
+
+
+def test_tied_embeddings_are_one_matrix(build):
+    tied, untied = build(tie_embeddings=True), build()
+    assert tied.head.weight is tied.embed.weight
+    assert untied.num_parameters() - tied.num_parameters() == 11 * 16
+
+
+def test_compiled_layers_compute_the_same(build):
+    model = build()
+    tokens = torch.randint(11, (2, 9))
+    expected = model(tokens)
+    model.compile_layers = True
+    model.configure_model()
+    torch.testing.assert_close(model(tokens), expected, rtol=1e-4, atol=1e-5)
+    assert not any("_orig_mod" in key for key in model.state_dict())
+
+
+def test_sampling_respects_top_k_and_temperature():
+    logits = torch.tensor([[0.0, 1.0, 2.0, 3.0]]).expand(2000, 4)
+    generator = torch.Generator().manual_seed(0)
+    assert set(sample(logits, 1.0, 2, generator).tolist()) == {2, 3}
+    assert set(sample(logits, 0.0, None, None).tolist()) == {3}
+    share = (sample(logits, 2.0, None, generator) == 3).float().mean()
+    assert abs(share - logits[0].div(2).softmax(0)[3]) < 0.04
+
+
+def test_attention_equals_its_reference_in_values_and_gradients():
+    inputs = [torch.randn(2, 7, 12, dtype=torch.float64, requires_grad=True) for _ in range(3)]
+    weights = torch.randn(2, 7, 12, dtype=torch.float64)
+    results = []
+    for function in (rotary_attention, rotary_attention_reference):
+        output = function(*inputs, num_heads=2)
+        results.append((output, *torch.autograd.grad((output * weights).sum(), inputs)))
+    for fast, slow in zip(*results, strict=True):
+        torch.testing.assert_close(fast, slow, rtol=0, atol=1e-6)  # angles are float32
+
+
+def test_rotary_attention_sees_distances_not_positions():
+    q, k, v = (torch.randn(1, 30, 8) for _ in range(3))
+    padded = [torch.cat((x[:, :1].expand(1, 10, 8), x), 1) for x in (q, k, v)]
+    from models.layers import rotary, split_heads
+
+    score = rotary(split_heads(q, 2)) @ rotary(split_heads(k, 2)).mT
+    shifted = rotary(split_heads(padded[0], 2)) @ rotary(split_heads(padded[1], 2)).mT
+    torch.testing.assert_close(shifted[..., 10:, 10:], score, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"d_model": 30, "num_heads": 4}, "--model.d_model 30"),
+        ({"num_heads": 0}, "--model.num_heads 0"),
+        ({"d_model": 12, "num_heads": 4}, "even width"),
+        ({"num_layers": 0}, "--model.num_layers"),
+        ({"dropout": 1.0}, "--model.dropout"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused(options, message):
+    for model in (Transformer, TokenFormer):
+        with pytest.raises(ValueError, match=message):
+            model(vocab_size=5, **options)
+
+
+def test_dropout_is_active_in_training_only():
+    model = Transformer(vocab_size=5, d_model=8, dropout=0.5)
+    tokens = torch.randint(5, (1, 4))
+    nn.init.normal_(model.head.weight)
+    assert not torch.equal(model(tokens), model(tokens))
+    model.eval()
+    assert torch.equal(model(tokens), model(tokens))
+
+
+def test_untrained_loss_is_that_of_a_uniform_guess():
+    for model in (Transformer(vocab_size=50), TokenFormer(vocab_size=50), TokenFormer(vocab_size=50, num_layers=4)):
+        tokens = torch.randint(50, (4, 33))
+        assert abs(model.loss((tokens[:, :-1], tokens[:, 1:])).item() - math.log(50)) < 0.15
