@@ -1,0 +1,82 @@
+"""The command line `python -m app VERB …`: one table of verbs, each imported only when it is called.
+
+A user's mistake ends in one line on standard error and exit code 2; a run stopped by a signal ends in 128 + the
+signal's number. `GREENHOUSE_TRACEBACK=1` shows where a message came from.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from difflib import get_close_matches
+
+LIGHTNING_VERBS = {
+    "fit": "train a model, or go on with --ckpt_path",
+    "validate": "measure a checkpoint on the validation split",
+    "test": "measure a checkpoint on the test split, slice by slice",
+    "predict": "write a checkpoint's predictions on the test split to a file",
+}
+FUNCTION_VERBS = {
+    "grow": "add parameter tokens to a checkpoint, its optimizer state included",
+    "generate": "write text with a checkpoint, as a stream",
+    "bench": "measure speed, as ratios of things timed in turn",
+    "demo": "train, grow and read a small TokenFormer on real text, in minutes",
+}
+
+
+def overview() -> str:
+    """The text of `python -m app --help`."""
+    verbs = "\n".join(f"  {verb:<10}{line}" for verb, line in (LIGHTNING_VERBS | FUNCTION_VERBS).items())
+    return (
+        "usage: python -m app VERB [options]\n\n"
+        "Greenhouse grows small language models with alternatives to attention.\n\n"
+        f"verbs:\n{verbs}\n\n"
+        "`python -m app VERB --help` lists a verb's options.\n"
+    )
+
+
+def run(verb: str, args: list[str]) -> int:
+    """Carry out one verb; returns the exit code."""
+    if verb in LIGHTNING_VERBS:
+        if {"-h", "--help"} & set(args):
+            print(importlib.import_module("app.help").fit_help(verb))
+            return 0
+        return int(importlib.import_module("app.cli").run(verb, args))
+    function = getattr(importlib.import_module(f"app.{verb}"), verb)
+    return int(importlib.import_module("app.parsing").call(function, verb, args) or 0)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line `argv` (default: that of the process); returns the exit code."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    if not args or args[0] in ("-h", "--help"):
+        print(overview())
+        return 0
+    verb = args[0]
+    if verb not in LIGHTNING_VERBS | FUNCTION_VERBS:
+        near = get_close_matches(verb, LIGHTNING_VERBS | FUNCTION_VERBS, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        return fail(f"unknown verb {verb!r}; {hint}`python -m app --help` lists them")
+    try:
+        return run(verb, args[1:])
+    except (ValueError, OSError) as error:
+        if os.environ.get("GREENHOUSE_TRACEBACK"):
+            raise
+        return fail(str(error))
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        return 0
+
+
+def fail(message: str) -> int:
+    """Print one line on standard error, on the first process only; returns exit code 2."""
+    if os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0":
+        print(f"error: {message}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

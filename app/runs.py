@@ -1,0 +1,80 @@
+"""Run folders: each holds config.yaml, record.json, TensorBoard events and checkpoints/{last,best}.ckpt.
+
+A new run never writes into the folder of another: where the wished name is taken, the next free number is added.
+`last` and `best` as a checkpoint mean those of the newest run of that name.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+RUNS = Path("runs")
+RUN_DIR_VARIABLE = "GREENHOUSE_RUN_DIR"  # tells the processes that the first one launches which folder it chose
+
+
+def options_before_parsing(args: list[str]) -> dict[str, str]:
+    """Values of --run_dir and --ckpt_path among `args`, else from the --config files among them."""
+    found: dict[str, str] = {}
+    for index, arg in enumerate(args):
+        name, _, value = arg.partition("=")
+        value = value or (args[index + 1] if index + 1 < len(args) else "")
+        if name in ("--config", "-c") and Path(value).is_file():
+            content = _read_yaml(Path(value))
+            found |= {key: str(content[key]) for key in ("run_dir", "ckpt_path") if content.get(key)}
+    for index, arg in enumerate(args):
+        name, separator, value = arg.partition("=")
+        if name in ("--run_dir", "--ckpt_path"):
+            found[name[2:]] = value if separator else (args[index + 1] if index + 1 < len(args) else "")
+    return found
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"--config {path} is not a YAML file: {' '.join(str(error).split())}") from error
+    return content if isinstance(content, dict) else {}
+
+
+def family(base: Path) -> list[Path]:
+    """Existing run folders named `base`, `base`-2, `base`-3 …, newest last."""
+    pattern = re.compile(re.escape(base.name) + r"(-\d+)?")
+    siblings = base.parent.iterdir() if base.parent.is_dir() else []
+    return sorted(
+        (p for p in siblings if p.is_dir() and pattern.fullmatch(p.name)), key=lambda p: (len(p.name), p.name)
+    )
+
+
+def new_run_dir(base: Path) -> Path:
+    """`base` if it holds no run yet, else `base` with the next free number."""
+    if launched := os.environ.get(RUN_DIR_VARIABLE) if os.environ.get("LOCAL_RANK", "0") != "0" else None:
+        return Path(launched)
+    taken = {p.name for p in family(base) if any(p.iterdir())}
+    names = [base.name, *(f"{base.name}-{n}" for n in range(2, len(taken) + 3))]
+    return base.with_name(next(name for name in names if name not in taken))
+
+
+def find_checkpoint(wish: str, run_dir: str | None) -> Path:
+    """The file meant by `wish`: a path, or `last` or `best` of the newest run of that name (of all, without a name)."""
+    if wish not in ("last", "best"):
+        return Path(wish)
+    folders = family(Path(run_dir)) if run_dir else list(RUNS.iterdir()) if RUNS.is_dir() else []
+    found = [f for folder in folders if (f := folder / "checkpoints" / f"{wish}.ckpt").is_file()]
+    if not found:
+        raise ValueError(f"--ckpt_path {wish}: no run in {run_dir or RUNS} has a checkpoints/{wish}.ckpt yet")
+    return max(found, key=lambda file: file.stat().st_mtime)
+
+
+def run_dir_of(checkpoint: Path) -> Path | None:
+    """The run folder that a checkpoint lies in, if it lies in one."""
+    folder = checkpoint.resolve().parent.parent
+    return (
+        Path(os.path.relpath(folder))
+        if (folder / "config.yaml").is_file() and checkpoint.parent.name == "checkpoints"
+        else None
+    )

@@ -1,0 +1,126 @@
+"""What a person reads while a run goes on: what runs, on what, how far, how well, where the results are.
+
+Plain lines through one rich console, on the first process only; they come out above a progress bar and survive in a
+pipe.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from rich.console import Console
+from rich.table import Table
+
+from callbacks.throughput import find_throughput
+from models.base import LanguageModel
+
+console = Console(soft_wrap=True, highlight=False)
+
+
+@rank_zero_only
+def say(text: str) -> None:
+    """Print one line, on the first process only."""
+    console.print(text, markup=False)
+
+
+def readable(value: float) -> str:
+    """A count with three digits and k, M, G, T, P or E: 213248 -> '213 k'."""
+    for unit in ("", " k", " M", " G", " T", " P"):
+        if abs(value) < 999.5:
+            return f"{value:.3g}{unit}"
+        value /= 1000
+    return f"{value:.3g} E"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as hours, minutes and seconds: 3725 -> '1 h 2 min', 65 -> '1 min 5 s'."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def under(metrics: Mapping[str, Any], prefix: str) -> dict[str, float]:
+    """The metrics named `prefix`/…, without the prefix."""
+    return {key.removeprefix(f"{prefix}/"): float(v) for key, v in metrics.items() if key.startswith(f"{prefix}/")}
+
+
+def quality(metrics: Mapping[str, Any], prefix: str) -> str:
+    """The metrics under `prefix` that have no slice, in words: 'loss 1.62, 2.34 bits/char, accuracy 0.5'."""
+    words = {"bits_per_char": "{:.3f} bits/char", "loss": "loss {:.3f}"}
+    named = {name: value for name, value in under(metrics, prefix).items() if "/" not in name}
+    return ", ".join(words.get(name, name.replace("_", " ") + " {:.3f}").format(v) for name, v in named.items())
+
+
+def table_of(metrics: Mapping[str, Any], prefix: str) -> Table:
+    """Metrics as a table: a row for the whole and one for each slice, a column for each metric."""
+    cells = {tuple(name.partition("/")[::2]): value for name, value in under(metrics, prefix).items()}
+    columns = list(dict.fromkeys(name for name, _ in cells))
+    table = Table(title=f"{prefix} split")
+    for heading in ("slice", *(column.replace("_", " ") for column in columns)):
+        table.add_column(heading, justify="right")
+    for row in dict.fromkeys(slice_name for _, slice_name in cells):
+        values = [f"{cells[column, row]:.4f}" if (column, row) in cells else "" for column in columns]
+        table.add_row(row or "headline", *values)
+    return table
+
+
+class Narrator(L.Callback):
+    """Tells the run's story in lines."""
+
+    def __init__(self) -> None:
+        self._began = 0.0
+        self._first_step = 0
+
+    @rank_zero_only
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """What runs, on what, on which data, where to."""
+        assert isinstance(pl_module, LanguageModel)
+        self._began, self._first_step = time.monotonic(), trainer.global_step
+        name, size = type(pl_module).__name__, f"{pl_module.num_parameters():,}"
+        devices = f"{trainer.world_size} x {pl_module.device.type.upper()} ({trainer.precision})"
+        say(f"{name}, {size} parameters, on {devices}, {trainer.max_steps:,} steps")
+        if description := getattr(trainer.datamodule, "description", None):
+            say("data: " + ", ".join(f"{key} {value}" for key, value in description.items() if key != "sha256"))
+        say(f"run folder: {trainer.default_root_dir}")
+        if trainer.global_step:
+            say(f"resumed at step {trainer.global_step:,} ({readable(pl_module.tokens_seen)} tokens)")
+
+    @rank_zero_only
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """How far and how well."""
+        if trainer.state.fn != "fit" or trainer.sanity_checking:
+            return
+        assert isinstance(pl_module, LanguageModel)
+        steps = max(1, trainer.global_step - self._first_step)
+        left = (time.monotonic() - self._began) / steps * (trainer.max_steps - trainer.global_step)
+        speed = find_throughput(trainer).tokens_per_second
+        parts = [
+            f"step {trainer.global_step:,}/{trainer.max_steps:,}",
+            f"{readable(pl_module.tokens_seen)} tokens",
+            f"{readable(pl_module.flops_spent)}FLOP",
+            f"val {quality(trainer.callback_metrics, 'val')}",
+            f"{readable(speed)} tokens/s" if speed else "",
+            f"{duration(left)} left" if left > 0 else "",
+        ]
+        say(" | ".join(part for part in parts if part))
+
+    @rank_zero_only
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Where the results are."""
+        folder = Path(trainer.default_root_dir)
+        say(f"done in {duration(time.monotonic() - self._began)}; checkpoints and record in {folder}")
+        say(f"watch with `tensorboard --logdir {folder.parent}`")
+
+    @rank_zero_only
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """The table of a validate or test run."""
+        prefix = {"validate": "val", "test": "test"}.get(str(trainer.state.fn.value if trainer.state.fn else ""))
+        if prefix and trainer.callback_metrics:
+            console.print(table_of(trainer.callback_metrics, prefix))

@@ -1,0 +1,152 @@
+"""Grow a model's parameter tokens in the middle of a fit, by a schedule of optimizer steps and sizes.
+
+The event happens before a batch, where no graph is alive and no accumulation is half done: new parameters take the
+old ones' place in the model and in the optimizer, so schedulers, clipping and loss scaling need not know; DDP is
+wrapped anew. Sizes are compared, not counted, so that a resumed run never grows twice.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.strategies import DDPStrategy
+
+from callbacks.console import say
+from models.growth import Carry, GrowableModel, Init, Sizes, TauPolicy, check_sizes
+
+GROUPS = ("num_param_tokens", "num_ffn_param_tokens")
+
+
+class Growth(L.Callback):
+    """Grows a model with parameter tokens at given steps; without steps it does nothing.
+
+    Args:
+        steps: Optimizer steps before which to grow, increasing.
+        num_param_tokens: Sizes of the attention projections, one for each step.
+        num_ffn_param_tokens: Sizes of the feed-forward networks, one for each step.
+        factor: Sizes as multiples of the first size, one for each step, for groups whose sizes are not given.
+        init: How new rows start; only zero_keys keeps the function and lets them learn.
+        tau: Whether the scale stays (frozen, exact) or becomes the root of the new size (sqrt_n, a jump).
+        carry: What becomes of the optimizer's moments: per_row corrects new rows for their age, mean starts their
+            second moment at the old rows' mean, zeros pads, reset drops all state.
+        rewarm_steps: Steps in which the new rows' learning rate rises to that of the others.
+    """
+
+    def __init__(
+        self,
+        steps: list[int] | None = None,
+        num_param_tokens: list[int] | None = None,
+        num_ffn_param_tokens: list[int] | None = None,
+        factor: list[float] | None = None,
+        init: Init = "zero_keys",
+        tau: TauPolicy = "frozen",
+        carry: Carry = "per_row",
+        rewarm_steps: int = 0,
+    ) -> None:
+        self.steps = steps or []
+        self.sizes = {"num_param_tokens": num_param_tokens, "num_ffn_param_tokens": num_ffn_param_tokens}
+        self.factor, self.init, self.tau, self.carry, self.rewarm_steps = factor, init, tau, carry, rewarm_steps
+        self._check_schedule()
+
+    def _check_schedule(self) -> None:
+        if any(later <= earlier for earlier, later in pairwise(self.steps)) or (self.steps and self.steps[0] < 1):
+            raise ValueError(f"--growth.steps {self.steps} must increase and start at 1 or later")
+        given = {name: sizes for name, sizes in self.sizes.items() if sizes} | (
+            {"factor": self.factor} if self.factor else {}
+        )
+        for name, values in given.items():
+            if len(values) != len(self.steps):
+                raise ValueError(
+                    f"--growth.{name} has {len(values)} entries for {len(self.steps)} --growth.steps; give one each"
+                )
+            if any(later < earlier for earlier, later in pairwise(values)):
+                raise ValueError(f"--growth.{name} {values} shrinks; growth only adds parameter tokens")
+        if self.steps and not given:
+            raise ValueError(
+                "--growth.steps needs sizes: --growth.num_param_tokens, --growth.num_ffn_param_tokens, --growth.factor"
+            )
+        if self.rewarm_steps < 0:
+            raise ValueError(f"--growth.rewarm_steps is {self.rewarm_steps}; it must be 0 (off) or more")
+
+    def target(self, first: Sizes, step: int) -> Sizes:
+        """Sizes scheduled for `step`, given the first sizes."""
+        due = sum(s <= step for s in self.steps)
+        sizes = dict(first)
+        for group in sizes if due else ():
+            if self.sizes[group]:
+                sizes[group] = self.sizes[group][due - 1]
+            elif self.factor:
+                sizes[group] = round(first[group] * self.factor[due - 1])
+        return sizes
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Refuse what cannot work before anything is trained."""
+        if not self.steps:
+            return
+        if not isinstance(pl_module, GrowableModel):
+            raise ValueError(
+                f"--growth.steps: {type(pl_module).__name__} has no parameter tokens to grow; use --model TokenFormer"
+            )
+        if pl_module.is_sharded():
+            raise ValueError(
+                "--growth.steps cannot grow sharded parameters (--trainer.strategy fsdp2); train with ddp, or stop, "
+                "run `python -m app grow IN.ckpt OUT.ckpt --num_param_tokens N`, go on with `fit --ckpt_path OUT.ckpt`"
+            )
+        first = pl_module.initial_sizes()
+        for step in self.steps:
+            check_sizes(first, self.target(first, step), "--growth.")
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Grow if the schedule is ahead of the model and no accumulation is under way."""
+        if not self.steps or batch_idx % trainer.accumulate_grad_batches:
+            return
+        assert isinstance(pl_module, GrowableModel)
+        current = pl_module.parameter_token_sizes()
+        target = self.target(pl_module.initial_sizes(), trainer.global_step)
+        sizes = {group: size for group, size in target.items() if size > current[group]}
+        if sizes:
+            self._grow(trainer, pl_module, sizes)
+
+    def _grow(self, trainer: L.Trainer, pl_module: GrowableModel, sizes: Sizes) -> None:
+        strategy = trainer.strategy
+        if isinstance(strategy, DDPStrategy):
+            strategy.model = (
+                pl_module  # the wrapper knows the old parameters' buckets and hooks: drop it, and wrap anew
+            )
+        event = pl_module.grow(
+            sizes, trainer.optimizers[0], step=trainer.global_step, init=self.init, tau=self.tau, carry=self.carry,
+            rewarm_steps=self.rewarm_steps,
+        )  # fmt: skip
+        if isinstance(strategy, DDPStrategy):
+            strategy.configure_ddp()
+        self._report(trainer, pl_module, event)
+
+    def _report(self, trainer: L.Trainer, pl_module: GrowableModel, event: dict[str, Any]) -> None:
+        sizes = ", ".join(f"{group} {event['from'][group]} -> {size}" for group, size in event["to"].items())
+        change = max(event["relative_change"])
+        text = (
+            f"grown before step {event['step'] + 1}: {sizes}; {pl_module.num_parameters():,} parameters; largest "
+            f"relative change of a layer's output {change:.1e}, of a logit {event['logit_change']:.1e} (absolute)"
+        )
+        say(text)
+        for logger in trainer.loggers:
+            metrics = {f"growth/{group}": float(size) for group, size in event["to"].items()}
+            metrics |= {"growth/relative_change": change, "growth/logit_change": event["logit_change"]}
+            metrics |= {f"growth/relative_change/{i}": value for i, value in enumerate(event["relative_change"])}
+            logger.log_metrics(metrics, step=event["step"])
+            if hasattr(logger.experiment, "add_text"):
+                logger.experiment.add_text("growth/event", text, event["step"])
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Log the current sizes, so that the curve of sizes has the same points as the curve of quality."""
+        sizes = {
+            f"growth/{group}": float(size)
+            for group, size in getattr(pl_module, "parameter_token_sizes", dict)().items()
+        }
+        if sizes and trainer.state.fn == "fit":
+            for logger in trainer.loggers:
+                logger.log_metrics(sizes, step=trainer.global_step)

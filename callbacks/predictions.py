@@ -1,0 +1,69 @@
+"""What `predict` writes: one JSON line a sequence, with inputs, targets and the likeliest tokens."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import lightning as L
+from lightning.pytorch.callbacks import BasePredictionWriter
+
+from callbacks.console import say
+
+
+class Predictions(BasePredictionWriter):
+    """Writes predictions.jsonl (one file a process, numbered, if there are several) into the run folder."""
+
+    def __init__(self) -> None:
+        super().__init__(write_interval="batch")
+        self._file: IO[str] | None = None
+
+    @staticmethod
+    def path(trainer: L.Trainer) -> Path:
+        """This process's file."""
+        number = f"-{trainer.global_rank}" if trainer.world_size > 1 else ""
+        return Path(trainer.default_root_dir) / f"predictions{number}.jsonl"
+
+    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Open a temporary file."""
+        path = self.path(trainer)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.with_suffix(".tmp").open("w", encoding="utf-8")
+
+    def write_on_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        prediction: Any,
+        batch_indices: Sequence[int] | None,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int,
+    ) -> None:
+        """Write a batch's sequences, in text too where the data has characters."""
+        assert self._file
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        slice_name = data.slice_names("test")[dataloader_idx]
+        columns = {name: tensor.tolist() for name, tensor in prediction.items()}
+        for values in zip(*columns.values(), strict=True):
+            row = {"slice": slice_name} | dict(zip(columns, values, strict=True))
+            if hasattr(data, "decode"):
+                row["text"] = {name: data.decode(row[name]) for name in ("inputs", "predictions")}
+            self._file.write(json.dumps(row) + "\n")
+
+    def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Give the file its name."""
+        assert self._file
+        self._file.close()
+        path = self.path(trainer)
+        path.with_suffix(".tmp").replace(path)
+        say(f"predictions in {path}")
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Leave no half-written file."""
+        if self._file:
+            self._file.close()
+            self.path(trainer).with_suffix(".tmp").unlink(missing_ok=True)
+            self._file = None

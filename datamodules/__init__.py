@@ -1,0 +1,8 @@
+"""The tasks: three LightningDataModules whose samples are pure functions of (seed, split, index)."""
+
+from datamodules.associative_recall import AssociativeRecall
+from datamodules.base import StreamLoader, TaskData
+from datamodules.char_text import CharText
+from datamodules.copying import Copying
+
+__all__ = ["AssociativeRecall", "CharText", "Copying", "StreamLoader", "TaskData"]

@@ -1,0 +1,250 @@
+"""What all tasks share: sample streams, the loader that resumes, the LightningDataModule.
+
+A stream numbers samples; batch number p of the training stream, over all epochs, holds samples p B ... (p + 1) B - 1
+for global batch size B, and rank r reads the r-th contiguous part of them. So neither the number of processes nor what
+was drawn before changes a batch.
+
+A batch is (inputs, targets), int64 (B, T); targets are shifted already, and IGNORED where nothing is scored.
+
+Shapes: B rows, T time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from datamodules.randomness import Ints
+
+Batch = tuple[Tensor, Tensor]
+
+IGNORED = -100  # target of a position that is not scored
+
+
+# Sample streams -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SampleStream:
+    """Numbered samples in global batches.
+
+    Attributes:
+        name: The slice's name in metrics.
+        generate: (batch number, sample indices (B,)) -> Batch; the number may decide the shape.
+        num_samples: Samples in all, or in an epoch of an endless stream.
+        batch_size: Samples in a global batch, over all processes.
+        endless: Whether indices go on beyond `num_samples` (training) or end there (evaluation).
+    """
+
+    name: str
+    generate: Callable[[int, Ints], Batch]
+    num_samples: int
+    batch_size: int
+    endless: bool = False
+
+    def __len__(self) -> int:
+        """Global batches in all, or in an epoch."""
+        return -(-self.num_samples // self.batch_size)
+
+    def read(self, rank: int, world_size: int, number: int) -> Batch:
+        """One process's part of global batch `number`: the rank-th contiguous part.
+
+        Where evaluation ends with rows that do not split evenly, parts are filled up with copies that are not scored:
+        collectives need the same number of batches, of the same shapes, in every process.
+        """
+        first = number * self.batch_size
+        rows = self.batch_size if self.endless else min(self.batch_size, self.num_samples - first)
+        part = -(-rows // world_size)
+        indices = first + rank * part + np.arange(part)
+        stop = first + rows
+        inputs_BT, targets_BT = self.generate(number, np.minimum(indices, stop - 1))
+        targets_BT[torch.from_numpy(indices >= stop)] = IGNORED
+        return inputs_BT, targets_BT
+
+
+class _Numbered(Dataset[Batch]):
+    """Batches by number, as a map for worker processes."""
+
+    def __init__(self, read: Callable[[int], Batch]) -> None:
+        self.read = read
+
+    def __getitem__(self, number: int) -> Batch:
+        return self.read(number)
+
+
+def _unchanged(batch: Any) -> Any:
+    return batch
+
+
+class StreamLoader:
+    """A sized, stateful iterable over batches; every `iter` hands out `len(self)` of them.
+
+    An evaluation loader begins at batch 0 every time, a training loader goes on where it stopped. If `batches_done`
+    brings the trainer's count of batches used, that count decides: Lightning restores it always, but a loader's state
+    neither after a checkpoint between epochs nor when the optimizer's schedule asked for the number of steps; and it
+    leaves out a batch whose step was interrupted. Without it the loader counts what it hands out.
+
+    Not a torch DataLoader, as Lightning would replace its sampler; inside, one feeds worker processes.
+
+    Args:
+        read: Batch number -> this process's part of it.
+        num_batches: Batches an epoch.
+        endless: Go on where the last epoch stopped.
+        num_workers: Processes that generate ahead; 0 generates in this one.
+        batches_done: The trainer's count of batches used, over all epochs.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[int], Batch],
+        num_batches: int,
+        *,
+        endless: bool = False,
+        num_workers: int = 0,
+        batches_done: Callable[[], int] | None = None,
+    ) -> None:
+        self.read, self.num_batches = read, num_batches
+        self.endless, self.num_workers = endless, num_workers
+        self.batches_done = batches_done
+        self._handed_out = 0
+
+    def __len__(self) -> int:
+        return self.num_batches
+
+    def __iter__(self) -> Iterator[Batch]:
+        # A generator: where to begin is asked at the first batch, when a resumed trainer has its counts back.
+        first = self.position if self.endless else 0
+        for inputs_BT, targets_BT in self._batches(range(first, first + self.num_batches)):
+            self._handed_out += 1
+            yield inputs_BT, targets_BT
+
+    def _batches(self, numbers: range) -> Iterable[Batch]:
+        if self.num_workers == 0:
+            return map(self.read, numbers)
+        return DataLoader(
+            _Numbered(self.read),
+            batch_size=None,
+            sampler=numbers,
+            num_workers=self.num_workers,
+            collate_fn=_unchanged,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    @property
+    def position(self) -> int:
+        """Batches used over all epochs, which is the number of the next one in training."""
+        return self.batches_done() if self.batches_done else self._handed_out
+
+    def state_dict(self) -> dict[str, int]:
+        """The position; batches that workers prefetched do not count."""
+        return {"batches": self.position}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on after `state["batches"]` batches; a trainer that counts has restored the same number itself."""
+        self._handed_out = state["batches"]
+
+
+# The LightningDataModule ----------------------------------------------------------------------------------------------
+
+
+def check_at_least(minimum: int, **options: int) -> None:
+    """Raise ValueError for the first option of --data below `minimum`."""
+    for name, value in options.items():
+        if value < minimum:
+            raise ValueError(f"--data.{name} is {value}; it must be at least {minimum}")
+
+
+class TaskData(L.LightningDataModule):
+    """Loaders of a task that says what its streams are.
+
+    A subclass sets `vocab_size`, calls `save_hyperparameters` and defines `train_stream` and `eval_streams`.
+
+    Args:
+        batch_size: Sequences in a batch, over all processes.
+        num_workers: Processes that prepare batches ahead, per training process; 0 prepares them in it.
+        seed: Seed of the data.
+    """
+
+    metrics: tuple[str, ...] = ("accuracy",)
+    headline = "mean"  # of several slices, what stands for the whole: their mean, or the first
+
+    def __init__(self, *, batch_size: int, num_workers: int, seed: int) -> None:
+        super().__init__()
+        check_at_least(1, batch_size=batch_size)
+        check_at_least(0, num_workers=num_workers)
+        self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
+
+    def train_stream(self) -> SampleStream:
+        """The endless training stream."""
+        raise TypeError(f"{type(self).__name__} defines no train_stream")
+
+    def eval_streams(self, stage: str) -> list[SampleStream]:
+        """One stream a slice, for stage "validate" or "test"."""
+        raise TypeError(f"{type(self).__name__} defines no eval_streams")
+
+    def slice_names(self, stage: str) -> list[str]:
+        """Names of the loaders that val_dataloader ("validate") or test_dataloader ("test") returns, in order."""
+        return [stream.name for stream in self.eval_streams(stage)]
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """What the task is, in plain values, for a run's record."""
+        return {"task": type(self).__name__, **self.hparams}
+
+    def train_dataloader(self) -> StreamLoader:
+        """This process's part of the training stream."""
+        if self.batch_size % self._world_size:
+            raise ValueError(
+                f"--data.batch_size {self.batch_size} does not split over {self._world_size} processes; "
+                f"choose a multiple of {self._world_size}"
+            )
+        return self._loader(self.train_stream())
+
+    def val_dataloader(self) -> list[StreamLoader]:
+        """One loader a validation slice."""
+        return [self._loader(stream) for stream in self.eval_streams("validate")]
+
+    def test_dataloader(self) -> list[StreamLoader]:
+        """One loader a test slice."""
+        return [self._loader(stream) for stream in self.eval_streams("test")]
+
+    def predict_dataloader(self) -> list[StreamLoader]:
+        """The test loaders."""
+        return self.test_dataloader()
+
+    def rows_for(self, tokens: int, seq_len: int) -> int:
+        """Rows of a global evaluation batch of about `tokens` tokens: long sequences come in smaller batches."""
+        return max(1, tokens // (seq_len * self._world_size)) * self._world_size
+
+    @property
+    def _replica(self) -> dict[str, int]:
+        # Lightning's own view: ranks that share a part of a model, not of the data, have the same one.
+        kwargs = self.trainer.distributed_sampler_kwargs if self.trainer else None
+        return kwargs or {"num_replicas": 1, "rank": 0}
+
+    @property
+    def _world_size(self) -> int:
+        return self._replica["num_replicas"]
+
+    def _batches_done(self) -> int:
+        trainer: Any = self.trainer
+        if trainer.overfit_batches:  # the same few batches every epoch
+            return 0
+        return int(trainer.fit_loop.epoch_loop.batch_progress.total.processed)
+
+    def _loader(self, stream: SampleStream) -> StreamLoader:
+        return StreamLoader(
+            partial(stream.read, self._replica["rank"], self._world_size),
+            len(stream),
+            endless=stream.endless,
+            num_workers=self.num_workers,
+            batches_done=self._batches_done if stream.endless and self.trainer else None,
+        )

@@ -1,0 +1,175 @@
+"""Character language modelling: predict each character of a text from those before it, measured in bits per character.
+
+The text is split by position. Training draws windows of `seq_len` characters at random places; validation and test read
+their whole split once, in consecutive windows, so that the number is the split's and not that of some lucky batches.
+Windows longer than in training show whether more context helps.
+
+    bits per character = mean negative log-likelihood in nats / ln 2
+
+Shapes: B rows, T window length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property, partial
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from numpy.typing import NDArray
+
+from datamodules.base import IGNORED, Batch, SampleStream, TaskData, check_at_least
+from datamodules.corpora import PYTHON_STDLIB, Corpus, load_corpus
+from datamodules.randomness import Ints, random_bits, random_integers, stream_key
+
+SPLITS = {"90/5/5": (90, 95, 95), "90/10": (90, 100, 90)}  # ends of train and validation, begin of test, in percent
+
+
+def split_text(ids: NDArray[Any], split: str) -> dict[str, NDArray[Any]]:
+    """Cut a text by position into "train", "validate" and "test", which share no character but as `split` says."""
+    train_end, val_end, test_begin = (len(ids) * percent // 100 for percent in SPLITS[split])
+    return {"train": ids[:train_end], "validate": ids[train_end:val_end], "test": ids[test_begin:]}
+
+
+def windows(ids: NDArray[Any], starts_B: Ints, seq_len: int) -> Batch:
+    """Windows that begin at `starts_B` -> (inputs, targets), (B, T); beyond the end inputs are 0, nothing is scored."""
+    places = starts_B[:, None] + np.arange(seq_len + 1)
+    inside = places < len(ids)
+    tokens = ids[np.minimum(places, len(ids) - 1)].astype(np.int64)
+    # An input without a target is beyond the end, too: the last character is predicted, never read.
+    inputs_BT = np.where(inside[:, 1:], tokens[:, :-1], 0)
+    targets_BT = np.where(inside[:, 1:], tokens[:, 1:], IGNORED)
+    return torch.from_numpy(inputs_BT), torch.from_numpy(targets_BT)
+
+
+def training_batch(ids: NDArray[Any], seed: int, seq_len: int, number: int, indices_B: Ints) -> Batch:
+    """Windows at uniformly random places; the place is a function of seed and index."""
+    bits = random_bits(stream_key(seed, "text", "train"), indices_B, 1)
+    return windows(ids, random_integers(bits, len(ids) - seq_len)[:, 0], seq_len)
+
+
+def eval_batch(ids: NDArray[Any], seq_len: int, number: int, indices_B: Ints) -> Batch:
+    """Consecutive windows: every character but the first is a target exactly once."""
+    return windows(ids, indices_B * seq_len, seq_len)
+
+
+class CharText(TaskData):
+    """The characters of a text.
+
+    Args:
+        corpus: One of python-stdlib (the source of this Python's standard library), tiny-shakespeare, text8, enwik8 (as
+            bytes), or the path of a UTF-8 text file.
+        data_dir: Folder of downloaded corpora.
+        seq_len: Characters in a window.
+        split: Parts of the text, in order, for training, validation and test; 90/10 validates and tests on the same
+            tenth, as published numbers of tiny-shakespeare do.
+        test_seq_lens: Further window lengths to test at, beside seq_len.
+        batch_size: Sequences in a batch, over all processes.
+        num_workers: Processes that prepare batches ahead, per training process; 0 prepares them in it.
+        seed: Seed of the data.
+    """
+
+    metrics = ("bits_per_char", "accuracy")
+    headline = "first"  # other window lengths are a different question
+
+    def __init__(
+        self,
+        *,
+        corpus: str = PYTHON_STDLIB,
+        data_dir: str = "data",
+        seq_len: int = 256,
+        split: Literal["90/5/5", "90/10"] = "90/5/5",
+        test_seq_lens: list[int] | None = None,
+        batch_size: int = 16,
+        num_workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(batch_size=batch_size, num_workers=num_workers, seed=seed)
+        self.save_hyperparameters()
+        check_at_least(1, seq_len=seq_len, test_seq_lens=min(test_seq_lens or [1]))
+        self.corpus_name, self.data_dir, self.split = corpus, data_dir, split
+        self.seq_len = seq_len
+        self.test_seq_lens = list(dict.fromkeys([seq_len, *(test_seq_lens or [])]))
+
+    @cached_property
+    def corpus(self) -> Corpus:
+        """The text, read when it is first needed."""
+        return load_corpus(self.corpus_name, self.data_dir)
+
+    @property
+    def vocabulary(self) -> str:
+        """The characters, sorted; a token is a place in it."""
+        return self.corpus.vocabulary
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of different characters."""
+        return len(self.vocabulary)
+
+    @cached_property
+    def parts(self) -> dict[str, NDArray[Any]]:
+        """Character ids of "train", "validate" and "test"; ValueError where a window does not fit."""
+        parts = split_text(self.corpus.ids, self.split)
+        longest = {"train": self.seq_len, "validate": self.seq_len, "test": max(self.test_seq_lens)}
+        for name, part in parts.items():
+            option = "seq_len" if longest[name] == self.seq_len else "test_seq_lens"
+            if len(part) <= longest[name]:
+                raise ValueError(
+                    f"--data.{option} {longest[name]} does not fit: the {name} part of {self.corpus_name} has "
+                    f"{len(part)} characters; use at most {max(len(part) - 1, 0)} or a longer text"
+                )
+        return parts
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """The task's parameters and the text's fingerprint, for a run's record."""
+        fingerprint = {"characters": len(self.corpus.ids), "sha256": self.corpus.sha256, "vocab_size": self.vocab_size}
+        return super().description | fingerprint
+
+    def encode(self, text: str) -> list[int]:
+        """Characters -> tokens; ValueError names those that the vocabulary lacks."""
+        place = {character: token for token, character in enumerate(self.vocabulary)}
+        unknown = sorted(set(text) - place.keys())
+        if unknown:
+            raise ValueError(f"{unknown} not in the vocabulary of {self.corpus_name}; it has {self.vocabulary!r}")
+        return [place[character] for character in text]
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Tokens -> characters."""
+        return "".join(self.vocabulary[token] for token in tokens)
+
+    def train_stream(self) -> SampleStream:
+        """Random windows; an epoch has as many characters as the training part."""
+        ids = self.parts["train"]
+        generate = partial(training_batch, ids, self.seed, self.seq_len)
+        return SampleStream("train", generate, -(-len(ids) // self.seq_len), self.batch_size, endless=True)
+
+    def eval_streams(self, stage: str) -> list[SampleStream]:
+        """One stream a window length, named T=length, in `seq_len` first."""
+        ids = self.parts[stage]
+        return [
+            SampleStream(
+                f"T={seq_len}",
+                partial(eval_batch, ids, seq_len),
+                -(-(len(ids) - 1) // seq_len),
+                self.rows_for(self.batch_size * self.seq_len, seq_len),
+            )
+            for seq_len in (self.test_seq_lens if stage == "test" else [self.seq_len])
+        ]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The vocabulary, without which tokens mean nothing, and which text it was."""
+        return {"vocabulary": self.vocabulary, "corpus_sha256": self.corpus.sha256}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Refuse a checkpoint of other tokens; warn when the text is another one of the same characters."""
+        missing = sorted(set(state["vocabulary"]) ^ set(self.vocabulary))
+        if missing:
+            raise ValueError(
+                f"--data.corpus {self.corpus_name} has {self.vocab_size} characters, the checkpoint's text had "
+                f"{len(state['vocabulary'])}; they differ in {missing}. Use the text that it was trained on"
+            )
+        if state["corpus_sha256"] != self.corpus.sha256:
+            rank_zero_warn(f"--data.corpus {self.corpus_name} is not the text that the checkpoint was trained on")
