@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import sys
 import warnings
 from pathlib import Path
@@ -23,8 +24,17 @@ from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
 import datamodules  # noqa: F401 - their classes become choices of --data
 import models  # noqa: F401 - and of --model
 from app.checkpoints import hyper_parameters, model_name, read_checkpoint, vocabulary
-from app.parsing import UsageError, explain, option_names
-from app.runs import RUN_DIR_VARIABLE, RUNS, find_checkpoint, new_run_dir, options_before_parsing, run_dir_of
+from app.help import known_names
+from app.parsing import ParserError, UsageError, explained
+from app.runs import (
+    RUN_DIR_VARIABLE,
+    RUNS,
+    find_checkpoint,
+    make_writable,
+    new_run_dir,
+    options_before_parsing,
+    run_dir_of,
+)
 from callbacks import (
     AtomicCheckpointIO,
     Checkpoints,
@@ -54,6 +64,9 @@ TRAINER_DEFAULTS: dict[str, Any] = {
 }
 QUIET = (  # what libraries say about things that are as they should be
     r".*does not have many workers.*",
+    r".*callbacks used to create the checkpoint need to be provided.*",
+    r"Couldn't infer the batch indices.*",
+    r"LightningCLI's args parameter is intended to run from within Python.*",
     r".*available but not used.*",
     r".*Checkpoint directory .* exists and is not empty.*",
     r".*The dirpath has changed.*",
@@ -63,11 +76,11 @@ QUIET = (  # what libraries say about things that are as they should be
 
 
 class CLIParser(LightningArgumentParser):
-    """LightningCLI's parser, raising one sentence instead of printing and exiting."""
+    """LightningCLI's parser, raising ParserError instead of printing and exiting."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raise UsageError."""
-        raise UsageError(explain(message, option_names(self), f"{self.prog} --help")) from ex
+        """Raise ParserError."""
+        raise ParserError(message, self) from ex
 
 
 class CLI(LightningCLI):
@@ -140,7 +153,16 @@ class CLI(LightningCLI):
         return None
 
     def start(self) -> None:
-        """Run the verb."""
+        """Run the verb; a run that fails before its first step leaves no folder behind."""
+        is_new = make_writable(self.run_dir)
+        try:
+            self._start()
+        except (ValueError, OSError):
+            if is_new and self.trainer.is_global_zero and self.trainer.global_step == 0:
+                shutil.rmtree(self.run_dir, ignore_errors=True)
+            raise
+
+    def _start(self) -> None:
         os.environ[RUN_DIR_VARIABLE] = str(self.run_dir)
         kwargs = {"return_predictions": False} if self.verb == "predict" else {}
         if self.verb in ("validate", "test"):
@@ -213,8 +235,10 @@ def run(verb: str, args: list[str]) -> int:
         args = [f"--config={configuration_of(path, checkpoint)}", *args]
     elif verb != "fit":
         raise UsageError(f"{verb} needs a trained model: --ckpt_path FILE, last, or best")
+    with explained(f"python -m app {verb} --help", known_names()):
+        cli = CLI(verb, args, path, checkpoint)
     try:
-        CLI(verb, args, path, checkpoint).start()
+        cli.start()
     except RunStopped as stop:
         say(f"stopped; go on with `python -m app fit --ckpt_path {stop.checkpoint}`")
         return 128 + stop.signum

@@ -42,6 +42,10 @@ TRAINER_OPTIONS = (
     ("--trainer.gradient_clip_val X", "largest gradient norm (default: 1.0)"),
     ("--trainer.log_every_n_steps N", "steps between logged points (default: 10)"),
 )
+CHOICES = (  # option, package, base class, argument that is never typed
+    ("model", "models", "LanguageModel", "vocab_size"),
+    ("data", "datamodules", "TaskData", "seed"),
+)
 GROUPS = (  # heading, prefix of the options, files to look in, class
     ("Recipe", "optim", "models/optim.py", "Optim"),
     ("Growth in the fit", "growth", "callbacks/growth.py", "Growth"),
@@ -101,6 +105,12 @@ def choices(package: str, base: str) -> dict[str, ast.ClassDef]:
     }
 
 
+def known_names() -> list[str]:
+    """Names of all models and data, and their options: what a misspelt one may have meant."""
+    found = [(key, *item) for key, package, base, _ in CHOICES for item in choices(package, base).items()]
+    return [name for _, name, _ in found] + [f"--{key}.{o.name}" for key, _, node in found for o in options_of(node)]
+
+
 def rows(prefix: str, node: ast.ClassDef, linked: tuple[str, ...] = ()) -> list[tuple[str, str]]:
     """Lines of help of a class's options under `--prefix.`."""
     shown = [option for option in options_of(node) if option.name not in linked]
@@ -115,10 +125,7 @@ def fit_help(verb: str) -> str:
     parts = [f"usage: python -m app {verb} [options]\n", "examples:"]
     parts += [f"  {example}" for example in EXAMPLES[verb]]
     parts += ["", *_table("Run", RUN_OPTIONS)]
-    for key, package, base, linked in (
-        ("model", "models", "LanguageModel", "vocab_size"),
-        ("data", "datamodules", "TaskData", "seed"),
-    ):
+    for key, package, base, linked in CHOICES:
         for name, node in choices(package, base).items():
             summary = (ast.get_docstring(node) or "").partition("\n")[0]
             parts += _table(f"--{key} {name}: {summary}", rows(key, node, (linked,)))

@@ -7,7 +7,8 @@ the nearest existing name beside an unknown one.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
@@ -29,36 +30,73 @@ def option_names(parser: ArgumentParser) -> list[str]:
     return [option for action in parser._actions for option in action.option_strings if option.startswith("--")]
 
 
+def readable_types(text: str) -> str:
+    """Types as people write them: <class 'int'> -> int, typing.Literal['a', 'b'] -> 'a', 'b'; None is left out."""
+    text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text)
+    text = re.sub(r"typing\.Literal\[(.*?)\]", r"\1", text)
+    return re.sub(r", NoneType|^\[|\]$", "", text)
+
+
 def explain(message: str, known: Iterable[str], help_command: str) -> str:
-    """One sentence out of a parser's message, the nearest known option added for an unknown one."""
+    """One sentence out of a parser's message: the option, what is wrong with it, the nearest known name."""
     message = re.sub(r"\x1b\[[0-9;]*m", "", message)
-    unknown = re.search(r"unrecognized arguments?: (\S+)", message, re.I) or re.search(
-        r"[Uu]nrecognized (?:key|option)s?:? '?(\S+?)'?$", message
-    )
-    if unknown:
+    key = "--" + ".".join(re.findall(r'Parser key "([\w.]+)"', message))
+    more = f" `{help_command}` lists the options"
+    if unknown := re.search(r"[Uu]nrecognized arguments?: (\S+)", message):
         option = unknown.group(1).split("=")[0]
-        return f"unknown option {option}{nearest(option, known)} `{help_command}` lists the options"
-    key = re.search(r'(?:Parser key|Validation failed for key) "([\w.]+)"', message)
-    given = re.search(r"Given value: (.*)", message)
-    if key and given:
-        expected = re.search(r"(?:Expected|Subtypes):? (.*)", message)
-        return (
-            f"--{key.group(1)}: {given.group(1)!r} will not do{'; expected ' + expected.group(1) if expected else ''}"
-        )
-    return " ".join(line.strip(" -") for line in message.splitlines()[:3] if line.strip())
+        return f"unknown option {option}{nearest(option, known)};{more}"
+    if unknown := re.search(r"Option '(\w+)' is not accepted", message):
+        option = f"{key}.{unknown.group(1)}"
+        return f"unknown option {option}{nearest(option, known)};{more}"
+    if unknown := re.search(r"Expected a dot import path string: (\S+)", message):
+        return f"{key} {unknown.group(1)} does not exist{nearest(unknown.group(1), known)};{more}"
+    if missing := re.search(r"arguments are required: (.*)", message):
+        names = ", ".join(name if name.isupper() else f"--{name}" for name in missing.group(1).split(", "))
+        return f"missing: {names};{more}"
+    given = re.search(r"(?:Got value|Given value): (.*)", message)
+    if key != "--" and given:
+        expected = re.search(r"Expected an? (.*)\. Got", message) or re.search(r"Subtypes: (.*)", message)
+        kinds = readable_types(expected.group(1)) if expected else "another value"
+        return f"{key} {given.group(1)} will not do; expected {kinds}"
+    text = re.sub(r'Parser key "[\w.]+":', "", message)
+    return f"{key}: " * (key != "--") + " ".join(line.strip(" -") for line in text.splitlines()[:3] if line.strip())
+
+
+class ParserError(ValueError):
+    """What jsonargparse says of a mistake, with the options that its parser knows."""
+
+    def __init__(self, message: str, parser: ArgumentParser) -> None:
+        super().__init__(message)
+        self.known = option_names(parser)
 
 
 class Parser(ArgumentParser):
-    """jsonargparse's parser, raising UsageError instead of printing and exiting."""
+    """jsonargparse's parser, raising ParserError instead of printing and exiting."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raise UsageError with one sentence."""
-        raise UsageError(explain(message, option_names(self), f"{self.prog} --help")) from ex
+        """Raise ParserError."""
+        raise ParserError(message, self) from ex
+
+
+@contextmanager
+def explained(help_command: str, known: Iterable[str] = ()) -> Iterator[None]:
+    """Turn a ParserError into a UsageError of one sentence; `known` are names beside the parser's own options.
+
+    A constructor's own ValueError comes wrapped in jsonargparse's list of types tried: it is unwrapped.
+    """
+    try:
+        yield
+    except ParserError as error:
+        raise UsageError(explain(str(error), [*error.known, *known], help_command)) from error
+    except ValueError as error:
+        ours = re.search(r"^\s*- (--.*)$", str(error), re.M)
+        raise UsageError(ours.group(1) if ours else str(error)) from error
 
 
 def call(function: Callable[..., int | None], verb: str, args: list[str]) -> int | None:
     """Call a typed function with options from the command line; its docstring is the help."""
     parser = Parser(prog=f"python -m app {verb}", description=(function.__doc__ or "").split("\n\n")[0])
     names = parser.add_function_arguments(function, as_group=False, as_positional=True)
-    config: Any = parser.parse_args(args)
+    with explained(f"{parser.prog} --help"):
+        config: Any = parser.parse_args(args)
     return function(**{name: config[name] for name in names})

@@ -59,6 +59,19 @@ def new_run_dir(base: Path) -> Path:
     return base.with_name(next(name for name in names if name not in taken))
 
 
+def make_writable(run_dir: Path) -> bool:
+    """Make the folder, if it is not there; returns whether it is new. ValueError if nothing can be written there."""
+    is_new = not run_dir.exists()
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        probe = run_dir / ".writable"
+        probe.touch()
+        probe.unlink(missing_ok=True)
+    except OSError as error:
+        raise ValueError(f"--run_dir {run_dir} cannot be written ({error.strerror}); name another folder") from error
+    return is_new
+
+
 def find_checkpoint(wish: str, run_dir: str | None) -> Path:
     """The file meant by `wish`: a path, or `last` or `best` of the newest run of that name (of all, without a name)."""
     if wish not in ("last", "best"):

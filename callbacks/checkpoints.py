@@ -87,8 +87,8 @@ class Checkpoints(Checkpoint):
 
     # Signals -------------------------------------------------------------------------------------------------------
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Take over the signals; Lightning put its own handlers there when the fit began."""
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Take over the signals, from Lightning too, which put its own handlers there before."""
         self._handlers = {number: signal.signal(number, self._remember) for number in STOP_SIGNALS}
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:

@@ -197,7 +197,8 @@ class TaskData(L.LightningDataModule):
     @property
     def description(self) -> dict[str, Any]:
         """What the task is, in plain values, for a run's record."""
-        return {"task": type(self).__name__, **self.hparams}
+        options = {name: value for name, value in self.hparams.items() if not name.startswith("_")}
+        return {"task": type(self).__name__} | options
 
     def train_dataloader(self) -> StreamLoader:
         """This process's part of the training stream."""

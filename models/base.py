@@ -202,8 +202,8 @@ class LanguageModel(L.LightningModule):
 
     def on_train_start(self) -> None:
         """Let the configured recipe hold on resume, not the one in the checkpoint."""
-        for optimizer in self.trainer.optimizers:
-            reapply(optimizer, self.optim)
+        for config in self.trainer.lr_scheduler_configs:
+            reapply(cast(LambdaLR, config.scheduler), self.optim)
 
     def configure_gradient_clipping(
         self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None

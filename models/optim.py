@@ -15,6 +15,7 @@ from typing import Literal
 import torch
 from torch import nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
 Schedule = Literal["cosine", "wsd", "constant"]
 
@@ -102,11 +103,13 @@ def build_optimizer(module: nn.Module, optim: Optim, fused: bool = True) -> Opti
     return torch.optim.AdamW(groups, lr=optim.learning_rate, betas=(optim.beta1, optim.beta2), fused=fused)
 
 
-def reapply(optimizer: Optimizer, optim: Optim) -> None:
+def reapply(scheduler: LambdaLR, optim: Optim) -> None:
     """Put the recipe's constants back over those that a checkpoint brought: what is configured now holds."""
-    for group in optimizer.param_groups:
+    scheduler.base_lrs = [optim.learning_rate] * len(scheduler.base_lrs)
+    for group, scale in zip(scheduler.optimizer.param_groups, scheduler.lr_lambdas, strict=True):
         group["betas"] = (optim.beta1, optim.beta2)
         group["initial_lr"] = optim.learning_rate
+        group["lr"] = optim.learning_rate * scale(scheduler.last_epoch)
         if group["weight_decay"]:
             group["weight_decay"] = optim.weight_decay
 

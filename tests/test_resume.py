@@ -26,6 +26,7 @@ class StopBefore(L.Callback):
 
     def on_train_batch_start(self, trainer, *args):
         if trainer.global_step == self.step - 1:
+            self.step = 0  # once: a second signal would stop without a checkpoint
             signal.raise_signal(signal.SIGTERM)
 
 
