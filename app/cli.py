@@ -66,6 +66,7 @@ QUIET = (  # what libraries say about things that are as they should be
     r".*does not have many workers.*",
     r".*callbacks used to create the checkpoint need to be provided.*",
     r"Couldn't infer the batch indices.*",
+    r"It is recommended to use `self.log\('(val|test)/.*sync_dist=True\)`.*",  # these are of all processes already
     r"LightningCLI's args parameter is intended to run from within Python.*",
     r".*available but not used.*",
     r".*Checkpoint directory .* exists and is not empty.*",

@@ -91,6 +91,10 @@ class Checkpoints(Checkpoint):
         """Take over the signals, from Lightning too, which put its own handlers there before."""
         self._handlers = {number: signal.signal(number, self._remember) for number in STOP_SIGNALS}
 
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Give the signals back; there is no teardown then."""
+        self.teardown(trainer, pl_module, "fit")
+
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Give the signals back."""
         for number, handler in self._handlers.items():

@@ -16,6 +16,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 from rich.table import Table
 
+from callbacks.common import total_steps
 from callbacks.throughput import find_throughput
 from models.base import LanguageModel
 
@@ -85,7 +86,8 @@ class Narrator(L.Callback):
         self._began, self._first_step = time.monotonic(), trainer.global_step
         name, size = type(pl_module).__name__, f"{pl_module.num_parameters():,}"
         devices = f"{trainer.world_size} x {pl_module.device.type.upper()} ({trainer.precision})"
-        say(f"{name}, {size} parameters, on {devices}, {trainer.max_steps:,} steps")
+        steps = f"{total_steps(trainer):,}" if total_steps(trainer) else "unlimited"
+        say(f"{name}, {size} parameters, on {devices}, {steps} steps")
         if description := getattr(trainer.datamodule, "description", None):
             say("data: " + ", ".join(f"{key} {value}" for key, value in description.items() if key != "sha256"))
         say(f"run folder: {trainer.default_root_dir}")
@@ -99,10 +101,11 @@ class Narrator(L.Callback):
             return
         assert isinstance(pl_module, LanguageModel)
         steps = max(1, trainer.global_step - self._first_step)
-        left = (time.monotonic() - self._began) / steps * (trainer.max_steps - trainer.global_step)
+        total = total_steps(trainer)
+        left = (time.monotonic() - self._began) / steps * (total - trainer.global_step)
         speed = find_throughput(trainer).tokens_per_second
         parts = [
-            f"step {trainer.global_step:,}/{trainer.max_steps:,}",
+            f"step {trainer.global_step:,}" + (f"/{total:,}" if total else ""),
             f"{readable(pl_module.tokens_seen)} tokens",
             f"{readable(pl_module.flops_spent)}FLOP",
             f"val {quality(trainer.callback_metrics, 'val')}",

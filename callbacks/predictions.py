@@ -61,6 +61,10 @@ class Predictions(BasePredictionWriter):
         path.with_suffix(".tmp").replace(path)
         say(f"predictions in {path}")
 
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Leave no half-written file; there is no teardown then."""
+        self.teardown(trainer, pl_module, "predict")
+
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Leave no half-written file."""
         if self._file:

@@ -8,7 +8,9 @@ ends.
 from __future__ import annotations
 
 import json
+import math
 import platform
+import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -20,12 +22,15 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from callbacks.checkpoints import RunStopped, save_atomically
+from callbacks.common import at_logging_step, total_steps
 from callbacks.console import say, under
 from callbacks.throughput import find_throughput
 from models.base import LanguageModel
 
 FORMAT = 1
 MAX_TRAINING_POINTS = 500
+INTERRUPTIONS = (RunStopped, KeyboardInterrupt, SystemExit)  # Lightning's SIGTERMException is a SystemExit
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def read_record(path: Path) -> dict[str, Any]:
@@ -34,9 +39,41 @@ def read_record(path: Path) -> dict[str, Any]:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} cannot be read as a record: {error}") from error
-    if not isinstance(record, dict) or record.get("format") != FORMAT:
+    if not isinstance(record, dict) or record.get("format") != FORMAT or not isinstance(record.get("history"), list):
         raise ValueError(f"{path} is not a record of format {FORMAT}")
     return record
+
+
+def read_or_set_aside(path: Path) -> dict[str, Any]:
+    """The record at `path`, empty if there is none; a damaged one is renamed, with a line that says so."""
+    if not path.exists():
+        return {}
+    try:
+        return read_record(path)
+    except ValueError as error:
+        path.replace(path.with_suffix(".json.damaged"))
+        say(f"{error}; it was renamed to {path.name}.damaged")
+        return {}
+
+
+def finite(value: Any) -> Any:
+    """`value` with null for every number that JSON does not know: NaN and infinities."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def git_commit() -> str | None:
+    """Hash of the checkout's commit, ending in -dirty where files differ from it; None outside a checkout."""
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    if not (ROOT / ".git").exists():
+        return None
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
 
 
 def plain(values: Any) -> dict[str, Any]:
@@ -57,8 +94,13 @@ def describe(trainer: L.Trainer, pl_module: LanguageModel) -> dict[str, Any]:
         "data_options": getattr(data, "description", {}),
         "optim": asdict(pl_module.optim),
         "seed": pl_module.seed,
-        "max_steps": trainer.max_steps,
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "lightning": L.__version__},
+        "max_steps": total_steps(trainer),
+        "versions": {
+            "greenhouse": git_commit(),
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "lightning": L.__version__,
+        },
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
         "processes": trainer.world_size,
         "precision": str(trainer.precision),
@@ -69,7 +111,7 @@ class Record(L.Callback):
     """Keeps record.json in the run folder, and logs the hyper-parameters with the final quality to TensorBoard."""
 
     def __init__(self) -> None:
-        self.record: dict[str, Any] = {}
+        self.record: dict[str, Any] = {}  # of the fit that goes on, empty outside
 
     @staticmethod
     def path(trainer: L.Trainer) -> Path:
@@ -80,20 +122,11 @@ class Record(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Begin the record, or go on with that of the run that is resumed."""
         assert isinstance(pl_module, LanguageModel)
-        history = [point for point in self._earlier(trainer) if point["step"] <= trainer.global_step]
-        self.record = describe(trainer, pl_module) | {"history": history}
+        earlier = read_or_set_aside(self.path(trainer)) if trainer.global_step else {}
+        history = [point for point in earlier.get("history", []) if point["step"] <= trainer.global_step]
+        logged = earlier.get("hparams_logged", False)
+        self.record = describe(trainer, pl_module) | {"history": history, "hparams_logged": logged}
         self._write(trainer, pl_module, "running")
-
-    def _earlier(self, trainer: L.Trainer) -> list[dict[str, Any]]:
-        path = self.path(trainer)
-        if not path.exists() or not trainer.global_step:
-            return []
-        try:
-            return list(read_record(path)["history"])
-        except ValueError as error:
-            path.replace(path.with_suffix(".json.damaged"))
-            say(f"{error}; it was renamed to {path.name}.damaged and a new one begun")
-            return []
 
     def _point(self, trainer: L.Trainer, pl_module: LanguageModel, prefix: str) -> dict[str, Any]:
         values = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith(prefix)}
@@ -113,12 +146,16 @@ class Record(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """A point of the training loss, at most `MAX_TRAINING_POINTS` in a run."""
+        """A point of the training loss, at most `MAX_TRAINING_POINTS` in a run; growth is written at once."""
         assert isinstance(pl_module, LanguageModel)
-        every = max(trainer.log_every_n_steps, -(-trainer.max_steps // MAX_TRAINING_POINTS))  # type: ignore[attr-defined]
-        whole = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        if whole and trainer.global_step % every == 0 and "train/loss" in trainer.callback_metrics:
+        if at_logging_step(trainer) and trainer.global_step >= self._next_training_point():
             self.record["history"].append(self._point(trainer, pl_module, "train/"))
+        if len(getattr(pl_module, "growth_events", [])) > len(self.record["growth_events"]):
+            self._write(trainer, pl_module, "running")
+
+    def _next_training_point(self) -> float:
+        steps = (point["step"] for point in reversed(self.record["history"]) if "train/loss" in point)
+        return float(next(steps, 0) + self.record["max_steps"] / MAX_TRAINING_POINTS)
 
     @rank_zero_only
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -136,45 +173,52 @@ class Record(L.Callback):
     @rank_zero_only
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """The end of a run that was stopped or failed."""
-        stopped = isinstance(exception, RunStopped | KeyboardInterrupt)
-        self._end(trainer, pl_module, "interrupted" if stopped else f"failed: {exception}")
+        message = " ".join(str(exception).split()) or type(exception).__name__
+        stopped = isinstance(exception, INTERRUPTIONS)
+        self._end(trainer, pl_module, "interrupted" if stopped else f"failed: {message}")
 
     def _end(self, trainer: L.Trainer, pl_module: L.LightningModule, status: str) -> None:
         assert isinstance(pl_module, LanguageModel)
         if self.record:
             self._write(trainer, pl_module, status)
-            self._log_hyper_parameters(trainer)
+            if not status.startswith("failed"):
+                self._log_hyper_parameters(trainer)
+            self.record = {}
 
     def _write(self, trainer: L.Trainer, pl_module: LanguageModel, status: str) -> None:
         validations = [point for point in self.record["history"] if any(key.startswith("val/") for key in point)]
         self.record |= self._progress(trainer, pl_module) | {
             "status": status,
             "model_options": plain(pl_module.hparams),
-            "growth_events": getattr(pl_module, "growth_events", []),
+            "growth_events": list(getattr(pl_module, "growth_events", [])),
             "final": validations[-1] if validations else {},
         }
-        self._save(trainer)
+        self._save(trainer, self.record)
 
-    def _save(self, trainer: L.Trainer) -> None:
-        text = json.dumps(self.record, indent=1, default=str)
+    def _save(self, trainer: L.Trainer, record: dict[str, Any]) -> None:
+        text = json.dumps(finite(record), indent=1, default=str, allow_nan=False)
         save_atomically(lambda temporary: temporary.write_text(text, encoding="utf-8"), self.path(trainer))
 
     def _log_hyper_parameters(self, trainer: L.Trainer) -> None:
-        """hp/* once a run, with the final validation as the metric, so that runs can be compared in the HParams tab."""
+        """The options once a run folder, and hp/*, the final validation, each time: for TensorBoard's HParams tab."""
         quality = {f"hp/{name}": value for name, value in under(self.record["final"], "val").items() if "/" not in name}
         if not isinstance(trainer.logger, TensorBoardLogger) or not quality:
+            return
+        if self.record["hparams_logged"]:
+            trainer.logger.log_metrics(quality, trainer.global_step)
             return
         options = {f"model.{k}": v for k, v in self.record["model_options"].items()}
         options |= {f"data.{k}": v for k, v in self.record["data_options"].items()}
         options |= {f"optim.{k}": v for k, v in self.record["optim"].items()}
         columns = {"model": self.record["model"], "seed": self.record["seed"], "parameters": self.record["parameters"]}
         scalars = {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in (columns | options).items()}
-        trainer.logger.log_hyperparams(scalars, quality)
+        trainer.logger.log_hyperparams(scalars, quality, trainer.global_step)
+        self.record["hparams_logged"] = True
+        self._save(trainer, self.record)
 
     @rank_zero_only
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Add the test's results to the record of the run folder, if there is one."""
-        if self.path(trainer).exists():
-            self.record = read_record(self.path(trainer))
-            self.record["test"] = {key: float(value) for key, value in trainer.callback_metrics.items()}
-            self._save(trainer)
+        if record := read_or_set_aside(self.path(trainer)):
+            results = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("test/")}
+            self._save(trainer, record | {"test": results})

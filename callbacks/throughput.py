@@ -10,7 +10,9 @@ import time
 from typing import Any
 
 import lightning as L
+import torch
 
+from callbacks.common import at_logging_step
 from models.base import LanguageModel
 
 
@@ -23,7 +25,9 @@ class Throughput(L.Callback):
         self._mark: float | None = None
         self._window = (0, 0, 0.0)  # tokens, step and seconds when the logged window began
 
-    def _lap(self) -> None:
+    def _lap(self, device: torch.device | None = None) -> None:
+        if device is not None and device.type != "cpu":
+            torch.accelerator.synchronize(device)  # steps that are still queued belong to the time before
         now = time.perf_counter()
         if self._mark is not None:
             self.seconds += now - self._mark
@@ -48,9 +52,9 @@ class Throughput(L.Callback):
         """Log the window that ends at a logging step."""
         assert isinstance(pl_module, LanguageModel)
         tokens, step, seconds = self._window
-        if trainer.global_step == step or trainer.global_step % trainer.log_every_n_steps:
+        if not at_logging_step(trainer):
             return
-        self._lap()
+        self._lap(pl_module.device)
         elapsed = max(self.seconds - seconds, 1e-9)
         self.tokens_per_second = (pl_module.tokens_seen - tokens) / elapsed
         self.log("perf/tokens_per_second", self.tokens_per_second)
@@ -60,7 +64,7 @@ class Throughput(L.Callback):
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Stop the clock."""
         if self._mark is not None:
-            self._lap()
+            self._lap(pl_module.device)
             self._mark = None
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -190,7 +190,9 @@ class LanguageModel(L.LightningModule):
         tokens = batch[0].numel() * self.trainer.world_size
         self.tokens_seen += tokens
         self.flops_spent += float(TRAINING_FLOPS * self.flops_per_token(batch[0].size(1)) * tokens)
-        self.log("train/loss", loss.detach(), prog_bar=True)
+        every = getattr(self.trainer, "log_every_n_steps", 0)
+        if every and (self.trainer.global_step + 1) % every == 0:
+            self.log("train/loss", loss.detach(), prog_bar=True, sync_dist=True)  # the mean over all processes
         return loss
 
     def configure_optimizers(self) -> Any:

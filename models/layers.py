@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 MIN_CACHE = 16  # positions a fresh cache has room for; it doubles from there
+QK_GAIN = 2.9  # of scores of normalised queries and keys, over the usual 1 / sqrt(K): lets attention be sharp
 
 
 def rms_norm(x: Tensor) -> Tensor:
@@ -26,7 +27,8 @@ def rms_norm(x: Tensor) -> Tensor:
 
 def split_heads(x_BTD: Tensor, num_heads: int) -> Tensor:
     """(B, T, D) -> (B, H, T, D / H), a view."""
-    return x_BTD.unflatten(-1, (num_heads, -1)).transpose(1, 2)
+    x_BHTK: Tensor = x_BTD.unflatten(-1, (num_heads, -1)).transpose(1, 2)
+    return x_BHTK
 
 
 def rotary(x_BHTK: Tensor, start: int = 0, base: float = 10_000.0) -> Tensor:
@@ -40,10 +42,16 @@ def rotary(x_BHTK: Tensor, start: int = 0, base: float = 10_000.0) -> Tensor:
     return torch.cat((left * cos - right * sin, right * cos + left * sin), dim=-1)
 
 
+def place(x_BHTK: Tensor, start: int = 0) -> Tensor:
+    """Queries or keys of unit root mean square (QK-norm, arXiv 2010.04245), rotated by their positions."""
+    return rotary(rms_norm(x_BHTK), start)
+
+
 def rotary_attention(q_BTD: Tensor, k_BTD: Tensor, v_BTD: Tensor, num_heads: int) -> Tensor:
-    """Causal softmax attention with rotary positions: three (B, T, D) -> (B, T, D)."""
+    """Causal softmax attention with QK-norm and rotary positions: three (B, T, D) -> (B, T, D)."""
     q, k, v = (split_heads(x, num_heads) for x in (q_BTD, k_BTD, v_BTD))
-    y_BHTK = F.scaled_dot_product_attention(rotary(q), rotary(k), v, is_causal=True)
+    scale = QK_GAIN * q.size(-1) ** -0.5
+    y_BHTK = F.scaled_dot_product_attention(place(q), place(k), v, is_causal=True, scale=scale)
     return y_BHTK.transpose(1, 2).flatten(2)
 
 
@@ -53,6 +61,7 @@ def rotary_attention_reference(q_BTD: Tensor, k_BTD: Tensor, v_BTD: Tensor, num_
     frequency = 10_000.0 ** -(torch.arange(width // 2, dtype=torch.float64) / (width // 2))
 
     def rotate(x: Tensor, t: int) -> Tensor:
+        x = x / x.square().mean(-1, keepdim=True).sqrt()
         turned = torch.complex(*x.double().split(width // 2, -1)) * torch.polar(torch.ones(()).double(), t * frequency)
         return torch.cat((turned.real, turned.imag), -1)
 
@@ -60,7 +69,7 @@ def rotary_attention_reference(q_BTD: Tensor, k_BTD: Tensor, v_BTD: Tensor, num_
     outputs = []
     for t in range(q_BTD.size(1)):
         keys = torch.stack([rotate(k[:, s], s) for s in range(t + 1)], 1)
-        score = (rotate(q[:, t], t).unsqueeze(1) * keys).sum(-1) / width**0.5
+        score = QK_GAIN * (rotate(q[:, t], t).unsqueeze(1) * keys).sum(-1) / width**0.5
         outputs.append((score.softmax(1).unsqueeze(-1) * v[:, : t + 1].double()).sum(1).flatten(1))
     return torch.stack(outputs, 1).to(q_BTD.dtype)
 
@@ -102,10 +111,11 @@ def rotary_attention_step(q_BD: Tensor, k_BD: Tensor, v_BD: Tensor, cache: KVCac
     """One position of `rotary_attention`: three (B, D) and the cache -> (B, D) and the longer cache."""
     num_heads = cache.keys.size(1)
     q, k, v = (x.unflatten(-1, (num_heads, 1, -1)) for x in (q_BD, k_BD, v_BD))
-    cache_of_t = cache.append(rotary(k, cache.length).squeeze(2), v.squeeze(2))
-    keys, values = (x[:, :, : cache_of_t.length] for x in (cache_of_t.keys, cache_of_t.values))
-    y_BH1K = F.scaled_dot_product_attention(rotary(q, cache.length), keys, values)
-    return y_BH1K.flatten(1), cache_of_t
+    longer = cache.append(place(k, cache.length).squeeze(2), v.squeeze(2))
+    keys, values = (x[:, :, : longer.length] for x in (longer.keys, longer.values))
+    scale = QK_GAIN * q.size(-1) ** -0.5
+    y_BH1K = F.scaled_dot_product_attention(place(q, cache.length), keys, values, scale=scale)
+    return y_BH1K.flatten(1), longer
 
 
 def causal_shift(x_BTD: Tensor, steps: int = 1) -> Tensor:

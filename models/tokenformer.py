@@ -218,7 +218,7 @@ class TokenFormer(GrowableModel):
         vocab_size: int,
         d_model: int = 128,
         num_layers: int = 1,
-        num_heads: int = 4,
+        num_heads: int = 8,
         num_param_tokens: int = 64,
         num_ffn_param_tokens: int = 512,
         normalization: Normalization = "l2_norm_gelu",

@@ -1,7 +1,7 @@
 """Transformer: the baseline that every claim of the project is measured against.
 
 Pre-norm blocks x + Attention(norm x), x + FFN(norm x) (Vaswani et al., arXiv 1706.03762) with what has since proved
-itself at no cost: RMS norm without parameters, rotary positions (hence no maximum length), squared ReLU (arXiv
+itself at no cost: RMS norm without parameters, QK-norm, rotary positions (hence no maximum length), squared ReLU (arXiv
 2109.08668), no biases, output projections that start at zero. Attention is PyTorch's fused kernel. O(T^2 D + T D^2) a
 layer.
 
@@ -130,7 +130,7 @@ class Transformer(LanguageModel):
         vocab_size: int,
         d_model: int = 128,
         num_layers: int = 1,
-        num_heads: int = 4,
+        num_heads: int = 8,
         ffn_ratio: int = 4,
         token_shift: bool = False,
         tie_embeddings: bool = False,

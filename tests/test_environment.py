@@ -4,7 +4,7 @@ import ast
 import re
 import sys
 import tomllib
-from importlib.metadata import version
+from importlib.metadata import packages_distributions, version
 from pathlib import Path
 
 import pytest
@@ -57,7 +57,8 @@ def third_party_imports() -> set[str]:
                 names |= {alias.name.partition(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.level == 0:
                 names.add(node.module.partition(".")[0])
-    return names - set(sys.stdlib_module_names) - set(PACKAGES)
+    distributions = packages_distributions()
+    return {distributions[name][0].lower() for name in names - set(sys.stdlib_module_names) - set(PACKAGES)}
 
 
 def test_requirements_and_pyproject_list_the_same_packages():

@@ -190,7 +190,7 @@ def test_sizes_that_do_not_fit_are_refused(options, message):
 
 
 def test_dropout_is_active_in_training_only():
-    model = Transformer(vocab_size=5, d_model=8, dropout=0.5)
+    model = Transformer(vocab_size=5, d_model=16, dropout=0.5)
     tokens = torch.randint(5, (1, 4))
     nn.init.normal_(model.head.weight)
     assert not torch.equal(model(tokens), model(tokens))

@@ -163,7 +163,7 @@ def test_rewarm_rises_to_one():
 
 
 def test_a_grown_checkpoint_loads_into_the_first_size_and_back():
-    small, big = (TokenFormer(vocab_size=7, d_model=8, num_param_tokens=n, num_ffn_param_tokens=12) for n in (3, 5))
+    small, big = (TokenFormer(vocab_size=7, d_model=16, num_param_tokens=n, num_ffn_param_tokens=12) for n in (3, 5))
     tokens = torch.randint(7, (2, 6))
     first = {k: v.clone() for k, v in small.state_dict().items()}
     expected_small, expected_big = small(tokens), big(tokens)
@@ -175,7 +175,7 @@ def test_a_grown_checkpoint_loads_into_the_first_size_and_back():
 
 
 def test_growing_a_model_is_exact_repeatable_and_on_record():
-    logits, models = [], [TokenFormer(vocab_size=7, d_model=8, num_layers=2) for _ in range(2)]
+    logits, models = [], [TokenFormer(vocab_size=7, d_model=16, num_layers=2) for _ in range(2)]
     models[1].load_state_dict(models[0].state_dict())
     tokens = torch.randint(7, (3, 20))
     before = models[0](tokens)
@@ -188,7 +188,7 @@ def test_growing_a_model_is_exact_repeatable_and_on_record():
     assert (logits[0] - before).abs().max() <= 1e-6
     for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True):
         assert torch.equal(a, b)
-    other = TokenFormer(vocab_size=7, d_model=8, num_layers=2)
+    other = TokenFormer(vocab_size=7, d_model=16, num_layers=2)
     other.seed = 1
     other.grow({"num_param_tokens": 100}, None, step=5)
     assert not torch.equal(
@@ -197,7 +197,7 @@ def test_growing_a_model_is_exact_repeatable_and_on_record():
 
 
 def test_growth_refuses_to_shrink_and_unknown_groups():
-    model = TokenFormer(vocab_size=7, d_model=8)
+    model = TokenFormer(vocab_size=7, d_model=16)
     with pytest.raises(ValueError, match="--num_param_tokens 3 would shrink"):
         model.grow({"num_param_tokens": 3}, None, step=0)
     with pytest.raises(ValueError, match="no such parameter tokens"):

@@ -1,0 +1,428 @@
+"""The observing callbacks: what they write is right, once, and goes on after a resume as if nothing had happened."""
+
+import json
+import signal
+import time
+from itertools import pairwise
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.data import DataLoader, TensorDataset
+
+from callbacks import Checkpoints, Growth, Narrator, Predictions, Record, RunStopped, Samples, ScalingCurves, Throughput
+from callbacks.console import say
+from callbacks.records import read_record
+from models import TokenFormer
+
+pytestmark = pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch")
+
+CHARACTERS = "\nabcdefg"
+BATCH, SEQ_LEN = 4, 32
+
+
+class Letters(L.LightningDataModule):
+    vocab_size, metrics = len(CHARACTERS), ("bits_per_char", "accuracy")
+    description = {"task": "Letters", "characters": len(CHARACTERS)}  # noqa: RUF012
+    vocabulary = CHARACTERS
+
+    def loader(self, batches=20):
+        """The same batch again and again: a resumed run needs no position to see what it would have seen."""
+        tokens = torch.randint(self.vocab_size, (BATCH, SEQ_LEN + 1), generator=torch.Generator().manual_seed(1))
+        tokens = tokens.repeat(batches, 1)
+        return DataLoader(TensorDataset(tokens[:, :-1], tokens[:, 1:]), batch_size=BATCH)
+
+    def train_dataloader(self):
+        return self.loader()
+
+    def val_dataloader(self):
+        return [self.loader(1), self.loader(1)]
+
+    test_dataloader = predict_dataloader = val_dataloader
+
+    def slice_names(self, stage):
+        return ["short", "long"]
+
+    def encode(self, text):
+        if unknown := set(text) - set(CHARACTERS):
+            raise ValueError(f"{sorted(unknown)} not in the vocabulary")
+        return [CHARACTERS.index(character) for character in text]
+
+    def decode(self, tokens):
+        return "".join(CHARACTERS[token] for token in tokens)
+
+
+class Numbers(Letters):
+    encode = decode = None
+
+    def __getattribute__(self, name):
+        if name in ("encode", "decode"):
+            raise AttributeError(name)
+        return super().__getattribute__(name)
+
+
+class StopAt(L.Callback):
+    """Stops the fit before a step: by a signal that Checkpoints answers, or by the exception given."""
+
+    def __init__(self, step, exception=None):
+        self.step, self.exception = step, exception
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_step == self.step and batch_idx % trainer.accumulate_grad_batches == 0:
+            if self.exception:
+                raise self.exception
+            signal.raise_signal(signal.SIGTERM)
+
+
+def make_model(**options):
+    torch.manual_seed(0)
+    return TokenFormer(
+        **{"vocab_size": 8, "d_model": 16, "num_heads": 2, "num_param_tokens": 8, "num_ffn_param_tokens": 16} | options
+    )
+
+
+def make_trainer(folder, *callbacks, max_steps=8, resumed_at=None, **options):
+    logger = TensorBoardLogger(
+        folder, name="", version="", default_hp_metric=False, purge_step=None if resumed_at is None else resumed_at + 1
+    )
+    defaults = {
+        "accelerator": "cpu", "max_steps": max_steps, "max_epochs": -1, "logger": logger, "default_root_dir": folder,
+        "enable_progress_bar": False, "enable_model_summary": False, "log_every_n_steps": 2, "val_check_interval": 4,
+        "check_val_every_n_epoch": None, "num_sanity_val_steps": 0, "enable_checkpointing": False,
+    }  # fmt: skip
+    if any(isinstance(callback, Checkpoints) for callback in callbacks):
+        defaults["enable_checkpointing"] = True
+    return L.Trainer(**defaults | options, callbacks=list(callbacks))
+
+
+def watching():
+    return [Throughput(), ScalingCurves(), Record()]
+
+
+def fit(folder, *callbacks, model=None, data=None, ckpt_path=None, **options):
+    trainer = make_trainer(folder, *callbacks, **options)
+    trainer.fit(model or make_model(), datamodule=data or Letters(), ckpt_path=ckpt_path)
+    return trainer
+
+
+def scalars(folder):
+    """Every scalar of a folder's event files, as TensorBoard shows it after its purges: {tag: [(step, value)]}."""
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
+    return {tag: [(e.step, round(e.value, 5)) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+def strictly(path):
+    """JSON without the NaN and Infinity that only Python reads."""
+    return json.loads(path.read_text(), parse_constant=pytest.fail)
+
+
+def spent(steps):
+    return steps * BATCH * SEQ_LEN
+
+
+def test_throughput_logs_at_logging_steps_and_counts_training_alone(tmp_path):
+    trainer = fit(tmp_path, throughput := Throughput())
+    logged = scalars(tmp_path)
+    assert len(logged["perf/tokens_per_second"]) == len(logged["perf/seconds_per_step"]) == 4
+    speed, pace = logged["perf/tokens_per_second"][-1][1], logged["perf/seconds_per_step"][-1][1]
+    assert speed * pace == pytest.approx(spent(1), rel=0.05)
+    assert 0 < throughput.seconds == throughput.state_dict()["seconds"]
+    assert trainer.callback_metrics["perf/tokens_per_second"] > 0
+
+
+def test_throughput_goes_on_after_a_resume():
+    throughput = Throughput()
+    throughput.load_state_dict({"seconds": 100.0})
+    assert 100 <= throughput.seconds < 101
+
+
+def test_speed_counts_all_batches_of_an_accumulation(tmp_path):
+    fit(tmp_path, Throughput(), accumulate_grad_batches=2, max_steps=4)
+    logged = scalars(tmp_path)
+    speed, pace = logged["perf/tokens_per_second"][-1][1], logged["perf/seconds_per_step"][-1][1]
+    assert speed * pace == pytest.approx(spent(2), rel=0.05)
+
+
+def test_curves_against_tokens_and_flops_have_the_model_s_own_counts(tmp_path):
+    model = make_model()
+    fit(tmp_path, ScalingCurves(), model=model, accumulate_grad_batches=2, max_steps=4)
+    by_tokens = scalars(tmp_path / "by_tokens")
+    assert [step for step, _ in by_tokens["scaling/train_loss_by_tokens"]] == [spent(4), spent(8)]
+    assert [step for step, _ in by_tokens["scaling/val_bits_per_char_by_tokens"]] == [spent(4), spent(8)]
+    assert {tag.split("_by_")[1] for tag in by_tokens} == {"tokens"}
+    (flops_folder,) = tmp_path.glob("by_*flops")
+    unit = {"by_megaflops": 1e6, "by_gigaflops": 1e9}[flops_folder.name]
+    last = scalars(flops_folder)[f"scaling/val_loss_{flops_folder.name}"][-1][0]
+    assert last == round(model.flops_spent / unit)
+
+
+@pytest.mark.parametrize("stop", [3, 5, 6])
+def test_interrupted_and_resumed_curves_equal_uninterrupted_ones(tmp_path, stop):
+    """Steps after the checkpoint are lost by a crash; a signal saves first. Both leave one whole curve."""
+    fit(tmp_path / "whole", *watching(), Checkpoints(every_n_steps=3))
+    folder = tmp_path / "halves"
+    with pytest.raises((RunStopped, RuntimeError)):
+        fit(
+            folder,
+            *watching(),
+            Checkpoints(every_n_steps=3),
+            StopAt(stop, RuntimeError("crash") if stop % 2 == 0 else None),
+        )
+    time.sleep(1)  # TensorBoard reads event files by name, which is the second they were begun in
+    last = folder / "checkpoints" / "last.ckpt"
+    at = torch.load(last, weights_only=True)["global_step"]
+    fit(folder, *watching(), Checkpoints(every_n_steps=3), ckpt_path=str(last), resumed_at=at)
+    for axis in sorted(path.name for path in (tmp_path / "whole").glob("by_*")):
+        whole, halves = (scalars(tmp_path / name / axis) for name in ("whole", "halves"))
+        assert halves.keys() == whole.keys()
+        for tag in whole:
+            assert halves[tag] == whole[tag], tag
+    whole, halves = (read_record(tmp_path / name / "record.json") for name in ("whole", "halves"))
+
+    def points(record):
+        return [{k: v for k, v in point.items() if k != "seconds"} for point in record["history"]]
+
+    assert points(halves) == points(whole)
+    assert halves["status"] == "finished"
+    assert all(a["seconds"] <= b["seconds"] for a, b in pairwise(halves["history"]))
+
+
+def test_points_reach_the_disk_before_a_checkpoint_does(tmp_path):
+    """What a killed process had written before its checkpoint must be there: nobody writes it again."""
+    seen = []
+
+    class Look(L.Callback):
+        def on_validation_end(self, trainer, pl_module):
+            trainer.save_checkpoint(tmp_path / "some.ckpt")
+            seen.append(len(scalars(tmp_path / "by_tokens").get("scaling/val_loss_by_tokens", [])))
+
+    fit(tmp_path, ScalingCurves(), Look())
+    assert seen == [1, 2]
+
+
+def test_small_models_have_distinct_points_on_the_flop_axis(tmp_path):
+    fit(tmp_path, ScalingCurves())
+    (folder,) = tmp_path.glob("by_*flops")
+    steps = [step for step, _ in scalars(folder)[f"scaling/train_loss_{folder.name}"]]
+    assert len(set(steps)) == len(steps) == 4
+
+
+def test_one_layout_for_a_run(tmp_path):
+    fit(tmp_path, ScalingCurves(), Checkpoints(), max_steps=4)
+    fit(tmp_path, ScalingCurves(), Checkpoints(), ckpt_path=str(tmp_path / "checkpoints/last.ckpt"), resumed_at=4)
+    tags = EventAccumulator(str(tmp_path)).Reload()
+    assert len(tags.Tensors("custom_scalars__config__")) == 1
+
+
+def test_logging_can_be_off(tmp_path):
+    fit(tmp_path, *watching(), Samples(), Narrator(), log_every_n_steps=0)
+    fit(tmp_path / "none", *watching(), Samples(), Narrator(), logger=False)
+    assert read_record(tmp_path / "none/record.json")["status"] == "finished"
+
+
+def test_the_record_tells_the_run(tmp_path):
+    model = make_model()
+    growth = Growth(steps=[5], num_param_tokens=[12])
+    fit(tmp_path, *watching(), growth, model=model)
+    record = strictly(tmp_path / "record.json")
+    assert record == read_record(tmp_path / "record.json")
+    assert (record["status"], record["tokens"], record["flops"]) == ("finished", spent(8), model.flops_spent)
+    assert record["parameters"] == model.num_parameters() > record["history"][0]["parameters"]
+    assert {point["step"] for point in record["history"]} == {2, 4, 6, 8}
+    assert sum("val/bits_per_char" in point for point in record["history"]) == 2
+    assert record["final"]["val/loss"] == [p["val/loss"] for p in record["history"] if "val/loss" in p][-1]
+    text = json.dumps(record)
+    assert all(word in text for word in ("TokenFormer", "Letters", "learning_rate", "torch", '"num_param_tokens": 12'))
+    assert {"python", "torch", "lightning", "greenhouse"} <= record["versions"].keys()
+    assert not list(tmp_path.glob(".*tmp"))
+
+
+def test_the_record_keeps_few_points_of_a_long_run(tmp_path, monkeypatch):
+    monkeypatch.setattr("callbacks.records.MAX_TRAINING_POINTS", 3)
+    fit(tmp_path, Record(), max_steps=12, log_every_n_steps=1)
+    assert sum("train/loss" in point for point in read_record(tmp_path / "record.json")["history"]) <= 4
+
+
+@pytest.mark.parametrize(
+    ("exception", "status"),
+    [(KeyboardInterrupt(), "interrupted"), (None, "interrupted"), (RuntimeError("out of\nwater"), "failed: out of")],
+)
+def test_the_record_tells_how_the_run_ended(tmp_path, exception, status):
+    with pytest.raises((SystemExit, RunStopped, RuntimeError)):
+        fit(tmp_path, *watching(), Checkpoints(), StopAt(3, exception))
+    assert read_record(tmp_path / "record.json")["status"].startswith(status)
+
+
+def test_losses_that_are_not_finite_leave_readable_json(tmp_path):
+    model = make_model()
+    torch.nn.init.constant_(model.head.weight, float("nan"))
+    fit(tmp_path, Record(), model=model)
+    assert strictly(tmp_path / "record.json")["status"] == "finished"
+
+
+@pytest.mark.parametrize("damage", ['{"format": 1, "hist', "[]", '{"format": 99, "history": []}'])
+def test_a_damaged_record_is_refused_by_readers_and_set_aside_by_runs(tmp_path, capsys, damage):
+    fit(tmp_path, Record(), Checkpoints(), max_steps=4)
+    path = tmp_path / "record.json"
+    path.write_text(damage)
+    with pytest.raises(ValueError, match="record.json"):
+        read_record(path)
+    fit(tmp_path, Record(), Checkpoints(), ckpt_path=str(tmp_path / "checkpoints/last.ckpt"))
+    assert read_record(path)["step"] == 8
+    assert (tmp_path / "record.json.damaged").read_text() == damage
+    assert "record.json" in capsys.readouterr().out
+    path.write_text(damage)
+    make_trainer(tmp_path, Record()).test(make_model(), datamodule=Letters(), verbose=False)
+
+
+def test_a_missing_record_is_a_clear_error(tmp_path):
+    with pytest.raises(ValueError, match="record.json"):
+        read_record(tmp_path / "record.json")
+
+
+def test_test_results_join_the_record_and_change_nothing_else(tmp_path):
+    model = make_model()
+    fit(tmp_path, *watching(), model=model)
+    before = read_record(tmp_path / "record.json")
+    make_trainer(tmp_path, Record()).test(model, datamodule=Letters(), verbose=False)
+    after = read_record(tmp_path / "record.json")
+    assert after.pop("test").keys() >= {"test/loss", "test/accuracy/short"}
+    assert {k: v for k, v in after.items() if k in before} == before
+
+
+def test_testing_without_a_record_makes_none(tmp_path):
+    make_trainer(tmp_path, Record()).test(make_model(), datamodule=Letters(), verbose=False)
+    assert not (tmp_path / "record.json").exists()
+
+
+def test_a_failing_test_does_not_touch_a_finished_record(tmp_path):
+    class Fail(L.Callback):
+        def on_test_end(self, trainer, pl_module):
+            raise RuntimeError("disk")
+
+    model, trainer = make_model(), make_trainer(tmp_path, Record(), Fail())
+    trainer.fit(model, datamodule=Letters())
+    with pytest.raises(RuntimeError, match="disk"):
+        trainer.test(model, datamodule=Letters(), verbose=False)
+    assert read_record(tmp_path / "record.json")["status"] == "finished"
+
+
+def test_hyper_parameters_are_logged_once_with_the_final_quality(tmp_path):
+    def hparams():
+        events = EventAccumulator(str(tmp_path)).Reload()
+        return [tag for tag in events.Tags()["tensors"] if "hparams" in tag], events.summary_metadata
+
+    with pytest.raises(RunStopped):
+        fit(tmp_path, Record(), Checkpoints(), StopAt(4))
+    fit(tmp_path, Record(), Checkpoints(), ckpt_path=str(tmp_path / "checkpoints/last.ckpt"), resumed_at=5)
+    starts = [
+        value
+        for path in sorted(tmp_path.glob("events*"))
+        for value in event_values(path)
+        if value.tag == "_hparams_/session_start_info"
+    ]
+    assert len(starts) == 1
+    final = read_record(tmp_path / "record.json")["final"]
+    assert scalars(tmp_path)["hp/bits_per_char"][-1][1] == pytest.approx(final["val/bits_per_char"], abs=1e-4)
+    assert "hp_metric" not in scalars(tmp_path)
+
+
+def event_values(path):
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
+    return [value for event in EventFileLoader(str(path)).Load() for value in event.summary.value]
+
+
+def test_samples_are_written_after_each_validation_and_the_same_again(tmp_path):
+    def texts(folder):
+        events = EventAccumulator(str(folder)).Reload()
+        return [e.tensor_proto.string_val[0] for e in events.Tensors("samples/text/text_summary")]
+
+    for name in ("one", "two"):
+        fit(tmp_path / name, Samples(prompt="abc", max_new_tokens=20))
+    assert texts(tmp_path / "one") == texts(tmp_path / "two")
+    assert len(texts(tmp_path / "one")) == 2
+    assert texts(tmp_path / "one")[0].startswith(b"    abc")
+
+
+def test_sampling_leaves_training_as_it_was(tmp_path):
+    models = [make_model(dropout=0.2), make_model(dropout=0.2)]
+    for model, callbacks in zip(models, ([], [Samples(), *watching(), Narrator()]), strict=True):
+        fit(tmp_path, *callbacks, model=model)
+    assert all(torch.equal(a, b) for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True))
+
+
+def test_samples_do_nothing_for_data_that_is_no_text_or_when_off(tmp_path):
+    fit(tmp_path / "numbers", Samples(), data=Numbers())
+    fit(tmp_path / "off", Samples(max_new_tokens=0))
+    for name in ("numbers", "off"):
+        assert "samples/text/text_summary" not in EventAccumulator(str(tmp_path / name)).Reload().Tags()["tensors"]
+
+
+def test_a_prompt_outside_the_vocabulary_is_refused_before_training(tmp_path):
+    model = make_model()
+    with pytest.raises(ValueError, match="--samples.prompt"):
+        fit(tmp_path, Samples(prompt="xyz"), model=model)
+    assert model.tokens_seen == 0
+
+
+@pytest.mark.parametrize("wrong", [{"max_new_tokens": -1}, {"temperature": -0.5}, {"top_k": 0}])
+def test_wrong_sampling_options_are_named(wrong):
+    with pytest.raises(ValueError, match=f"--samples.{next(iter(wrong))}"):
+        Samples(**wrong)
+
+
+def test_the_narrator_tells_what_runs_how_it_goes_and_where_it_is(tmp_path, capsys):
+    fit(tmp_path / "run", *watching(), Narrator(), Checkpoints(), max_steps=4)
+    out = capsys.readouterr().out
+    for word in ("TokenFormer", "parameters", "1 x CPU", "Letters", "bits/char", "accuracy", "tokens/s", "run"):
+        assert word in out
+    assert "4/4" in out
+    assert "tensorboard --logdir" in out
+    assert "resumed" not in out
+    last = tmp_path / "run/checkpoints/last.ckpt"
+    fit(tmp_path / "run", *watching(), Narrator(), Checkpoints(), ckpt_path=str(last), resumed_at=4)
+    assert "resumed at step 4" in capsys.readouterr().out
+
+
+def test_a_fit_limited_by_epochs_is_told_without_a_wrong_number(tmp_path, capsys):
+    fit(tmp_path, *watching(), Narrator(), max_steps=-1, max_epochs=1, val_check_interval=10)
+    assert "-1" not in capsys.readouterr().out
+    assert read_record(tmp_path / "record.json")["step"] == 20
+
+
+@pytest.mark.parametrize("stage", ["validate", "test"])
+def test_the_narrator_shows_every_slice(tmp_path, capsys, stage):
+    trainer = make_trainer(tmp_path, Narrator())
+    getattr(trainer, stage)(make_model(), datamodule=Letters(), verbose=False)
+    out = capsys.readouterr().out
+    assert all(word in out for word in ("short", "long", "accuracy"))
+
+
+def test_say_prints_markup_as_it_is_and_long_lines_whole(capsys):
+    line = "[bold]" + "x" * 200
+    say(line)
+    assert capsys.readouterr().out == line + "\n"
+
+
+def test_predictions_are_one_json_line_a_sequence(tmp_path):
+    make_trainer(tmp_path, Predictions()).predict(make_model(), datamodule=Letters(), return_predictions=False)
+    rows = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
+    assert [row["slice"] for row in rows] == ["short"] * BATCH + ["long"] * BATCH
+    assert all(len(row[key]) == SEQ_LEN for row in rows for key in ("inputs", "targets", "predictions"))
+    assert Letters().decode(rows[0]["inputs"]) in json.dumps(rows[0]).encode().decode("unicode_escape")
+    assert [path.name for path in tmp_path.glob("predictions*")] == ["predictions.jsonl"]
+
+
+def test_predictions_that_fail_leave_no_file(tmp_path):
+    class Fail(L.Callback):
+        def on_predict_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0):
+            raise RuntimeError("disk")
+
+    with pytest.raises(RuntimeError, match="disk"):
+        make_trainer(tmp_path, Predictions(), Fail()).predict(
+            make_model(), datamodule=Letters(), return_predictions=False
+        )
+    assert not list(tmp_path.glob("predictions*"))
