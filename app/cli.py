@@ -29,6 +29,7 @@ from app.parsing import ParserError, UsageError, explained
 from app.runs import (
     RUN_DIR_VARIABLE,
     RUNS,
+    is_run_of,
     find_checkpoint,
     make_writable,
     new_run_dir,
@@ -84,11 +85,23 @@ class CLIParser(LightningArgumentParser):
         raise ParserError(message, self) from ex
 
 
+class FSDP2(ModelParallelStrategy):
+    """Shards parameters, gradients and optimizer state over all processes; checkpoints are single whole files."""
+
+    def __init__(self) -> None:
+        super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False)
+
+    def setup_environment(self) -> None:
+        """Let every process read its own part of the data: Lightning's default would be tensor parallelism."""
+        self._data_parallel_size = self.num_nodes * self.num_processes
+        super().setup_environment()
+
+
 class CLI(LightningCLI):
     """Parses, builds model, data and trainer, and checks that they fit the checkpoint; `start` runs the verb."""
 
     def __init__(self, verb: str, args: list[str], path: Path | None, checkpoint: dict[str, Any]) -> None:
-        self.verb, self.checkpoint_path, self.checkpoint = verb, path, checkpoint
+        self.verb, self.arguments, self.checkpoint_path, self.checkpoint = verb, args, path, checkpoint
         super().__init__(
             model_class=LanguageModel,
             datamodule_class=TaskData,
@@ -118,11 +131,12 @@ class CLI(LightningCLI):
         parser.link_arguments("seed_everything", "data.init_args.seed")
 
     def before_instantiate_classes(self) -> None:
-        """Decide on the run folder."""
-        of_checkpoint = run_dir_of(self.checkpoint_path) if self.checkpoint_path else None
+        """Decide on the run folder: that of the checkpoint, unless another is named on the command line, or a new one."""
         names = [self.config[key]["class_path"].rsplit(".", 1)[-1] for key in ("model", "data")]
         base = Path(self.config["run_dir"] or RUNS / "-".join(names))
-        self.run_dir = of_checkpoint or new_run_dir(base)
+        folder = run_dir_of(self.checkpoint_path) if self.checkpoint_path else None
+        named = any(arg.partition("=")[0] == "--run_dir" for arg in self.arguments)
+        self.run_dir = folder if folder and (not named or is_run_of(folder, base)) else new_run_dir(base)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer with our logger, checkpoint files and callbacks beside what the user configured."""
@@ -228,7 +242,7 @@ def run(verb: str, args: list[str]) -> int:
     """Carry out fit, validate, test or predict with the options `args`; returns the exit code."""
     quieten()
     if "fsdp2" not in StrategyRegistry:
-        StrategyRegistry.register("fsdp2", ModelParallelStrategy, "FSDP2", save_distributed_checkpoint=False)
+        StrategyRegistry.register("fsdp2", FSDP2, FSDP2.__doc__)
     early = options_before_parsing(args)
     path = find_checkpoint(early["ckpt_path"], early.get("run_dir")) if early.get("ckpt_path") else None
     checkpoint = read_checkpoint(path) if path else {}

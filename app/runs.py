@@ -50,6 +50,11 @@ def family(base: Path) -> list[Path]:
     )
 
 
+def is_run_of(folder: Path, base: Path) -> bool:
+    """Whether `folder` is one of the family of `base`."""
+    return folder.resolve() in [member.resolve() for member in family(base)]
+
+
 def new_run_dir(base: Path) -> Path:
     """`base` if it holds no run yet, else `base` with the next free number."""
     if launched := os.environ.get(RUN_DIR_VARIABLE) if os.environ.get("LOCAL_RANK", "0") != "0" else None:
@@ -86,8 +91,5 @@ def find_checkpoint(wish: str, run_dir: str | None) -> Path:
 def run_dir_of(checkpoint: Path) -> Path | None:
     """The run folder that a checkpoint lies in, if it lies in one."""
     folder = checkpoint.resolve().parent.parent
-    return (
-        Path(os.path.relpath(folder))
-        if (folder / "config.yaml").is_file() and checkpoint.parent.name == "checkpoints"
-        else None
-    )
+    is_run = checkpoint.parent.name == "checkpoints" and (folder / "config.yaml").is_file()
+    return Path(os.path.relpath(folder)) if is_run else None

@@ -88,7 +88,7 @@ def describe(trainer: L.Trainer, pl_module: LanguageModel) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "command": sys.argv,
-        "model": type(pl_module).__name__,
+        "model": pl_module.model_name,
         "model_options": plain(pl_module.hparams),
         "data": type(data).__name__,
         "data_options": getattr(data, "description", {}),

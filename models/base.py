@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -76,6 +76,7 @@ class LanguageModel(L.LightningModule):
         check_positive(vocab_size=vocab_size, d_model=d_model, num_layers=len(layers))
         if not 0 <= dropout < 1:
             raise ValueError(f"--model.dropout is {dropout}; it must be at least 0 and below 1")
+        self.model_name = type(self).__name__  # sharding gives the object another class
         self.vocab_size, self.d_model = vocab_size, d_model
         self.dropout, self.compile_layers = dropout, compile
         self.embed = nn.Embedding(vocab_size, d_model)
@@ -229,7 +230,8 @@ class LanguageModel(L.LightningModule):
         names = self._task("metrics", ("bits_per_char", "accuracy"))
         self._eval_metrics = [EvalMetrics(names, self.vocab_size, self.device) for _ in slice_names]
 
-    def _evaluate(self, batch: Batch, slice_idx: int, free_running: bool = False) -> None:
+    def evaluate(self, batch: Batch, slice_idx: int, free_running: bool = False) -> None:
+        """Add a batch to the metrics of its slice."""
         inputs_BT, targets_BT = batch
         logits_NV = self.head(self.features(inputs_BT)[targets_BT != IGNORED])
         free = self.free_running(batch) if free_running else None
@@ -264,7 +266,7 @@ class LanguageModel(L.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Add a batch to its slice's metrics."""
-        self._evaluate(batch, dataloader_idx)
+        self.evaluate(batch, dataloader_idx)
 
     def on_validation_epoch_end(self) -> None:
         """Log val/*: the headline and, where there are several slices, each of them."""
@@ -276,7 +278,7 @@ class LanguageModel(L.LightningModule):
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Add a batch to its slice's metrics."""
-        self._evaluate(batch, dataloader_idx, "free_running_exact_match" in self._task("metrics", ()))
+        self.evaluate(batch, dataloader_idx, "free_running_exact_match" in self._task("metrics", ()))
 
     def on_test_epoch_end(self) -> None:
         """Log test/*, as in validation."""
@@ -300,14 +302,16 @@ class LanguageModel(L.LightningModule):
                 layer.compile()
         if self.is_sharded():
             mesh = cast(DeviceMesh, self.device_mesh)["data_parallel"]
-            for layer in self.layers:
-                fully_shard(layer, mesh=mesh)
-            fully_shard(self, mesh=mesh)
+            for module in (*self.layers, self):
+                fully_shard(module, mesh=mesh)
+                for method in ("step", "loss", "evaluate"):  # these, too, need whole parameters while they run
+                    if hasattr(module, method):
+                        register_fsdp_forward_method(module, method)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add our entry: the model's name, seed, recipe and counters, all plain values."""
         checkpoint[CHECKPOINT_KEY] = {
-            "model": type(self).__name__,
+            "model": self.model_name,
             "seed": self.seed,
             "optim": asdict(self.optim),
             "tokens_seen": self.tokens_seen,

@@ -1,0 +1,95 @@
+"""Two processes on the CPU: the same run as one, through growths, interruptions and sharding."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from app.checkpoints import read_checkpoint
+from tests.test_resume import assert_equal, assert_same_run
+
+ROOT = Path(__file__).resolve().parent.parent
+MODEL = "--model TokenFormer --model.d_model 16 --model.num_heads 2"
+SIZES = "--model.num_param_tokens 4 --model.num_ffn_param_tokens 8"
+DATA = "--data CharText --data.seq_len 16 --data.batch_size 4"
+TRAINER = "--trainer.accelerator cpu --trainer.max_steps 12 --trainer.val_check_interval 5 --samples.max_new_tokens 5"
+GROWTH = "--growth.steps [4,8] --growth.num_param_tokens [6,9] --growth.num_ffn_param_tokens [8,12]"
+DDP = "--trainer.devices 2 --trainer.strategy ddp --trainer.callbacks+=tests.rank_checks.SaveEachRank"
+FSDP = "--trainer.devices 2 --trainer.strategy fsdp2"
+
+
+@pytest.fixture(scope="module")
+def fit(tiny_text, tmp_path_factory):
+    cwd = tmp_path_factory.mktemp("distributed")
+
+    def run(options, *, expect=0, ckpt=None):
+        start = f"--ckpt_path {ckpt}" if ckpt else f"{MODEL} {SIZES} {DATA} --data.corpus {tiny_text} {TRAINER}"
+        process = subprocess.run(
+            [sys.executable, "-m", "app", "fit", *f"{start} {options}".split()],
+            cwd=cwd, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
+        assert process.returncode == expect, process.stdout + process.stderr
+        return process
+
+    run.cwd = cwd
+    return run
+
+
+def last(fit, name):
+    return fit.cwd / name / "checkpoints" / "last.ckpt"
+
+
+@pytest.fixture(scope="module")
+def two_processes(fit):
+    process = fit(f"{GROWTH} {DDP} --run_dir two")
+    assert process.stdout.count("grown before step 5") == 1  # told once, not by every process
+    assert process.stderr == ""
+    return last(fit, "two")
+
+
+def test_ranks_stay_bit_identical_through_two_growths(fit, two_processes):
+    ranks = [torch.load(fit.cwd / "two" / f"rank{r}.pt", weights_only=True) for r in (0, 1)]
+    assert ranks[0]["model"]["layers.0.ffn.key_param_tokens"].shape[0] == 12
+    assert_equal(*ranks)
+
+
+def test_two_processes_are_within_rounding_of_one_at_the_same_global_batch(fit, two_processes):
+    fit(f"{GROWTH} --run_dir one")
+    one, two = read_checkpoint(last(fit, "one")), read_checkpoint(two_processes)
+    for event in one["greenhouse"]["growth_events"] + two["greenhouse"]["growth_events"]:
+        assert event.pop("logit_change") <= 1e-6
+        assert max(event.pop("relative_change")) <= 1e-6
+    assert one["greenhouse"] == two["greenhouse"]  # tokens, FLOPs, lineage
+    for name, value in one["state_dict"].items():
+        torch.testing.assert_close(two["state_dict"][name], value, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("stop", [4, 6])
+def test_one_process_is_told_to_stop_and_both_resume_bit_for_bit(fit, two_processes, stop):
+    stopper = f"--trainer.callbacks+=tests.rank_checks.StopOneRank --trainer.callbacks.step={stop}"
+    process = fit(f"{GROWTH} {DDP} {stopper} --run_dir cut{stop}", expect=143)
+    assert "fit --ckpt_path" in process.stdout
+    assert read_checkpoint(last(fit, f"cut{stop}"))["global_step"] == stop
+    fit(DDP, ckpt=last(fit, f"cut{stop}"))
+    assert_same_run(last(fit, f"cut{stop}"), two_processes)
+
+
+def test_fsdp2_trains_as_one_process_and_says_why_it_cannot_grow(fit):
+    fit(f"{FSDP} --run_dir sharded")
+    fit("--run_dir whole")
+    sharded, whole = read_checkpoint(last(fit, "sharded")), read_checkpoint(last(fit, "whole"))
+    assert sharded["greenhouse"] == whole["greenhouse"]
+    for name, value in whole["state_dict"].items():
+        torch.testing.assert_close(sharded["state_dict"][name], value, rtol=0, atol=1e-6)
+    process = fit(f"{FSDP} {GROWTH} --run_dir refused", expect=2)
+    assert "python -m app grow" in process.stderr
+    assert not (fit.cwd / "refused").exists()
+
+
+def test_a_batch_that_does_not_split_is_refused(fit):
+    process = fit("--trainer.devices 3 --trainer.strategy ddp --run_dir odd", expect=2)
+    assert process.stderr.count("error:") == 1
+    assert "--data.batch_size 4 does not split over 3 processes" in process.stderr
