@@ -29,8 +29,8 @@ from app.parsing import ParserError, UsageError, explained
 from app.runs import (
     RUN_DIR_VARIABLE,
     RUNS,
-    is_run_of,
     find_checkpoint,
+    is_run_of,
     make_writable,
     new_run_dir,
     options_before_parsing,
@@ -131,7 +131,7 @@ class CLI(LightningCLI):
         parser.link_arguments("seed_everything", "data.init_args.seed")
 
     def before_instantiate_classes(self) -> None:
-        """Decide on the run folder: that of the checkpoint, unless another is named on the command line, or a new one."""
+        """Decide on the run folder: that of the checkpoint, unless another is named among the options."""
         names = [self.config[key]["class_path"].rsplit(".", 1)[-1] for key in ("model", "data")]
         base = Path(self.config["run_dir"] or RUNS / "-".join(names))
         folder = run_dir_of(self.checkpoint_path) if self.checkpoint_path else None

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 from rich.table import Table
@@ -89,7 +90,8 @@ class Narrator(L.Callback):
         steps = f"{total_steps(trainer):,}" if total_steps(trainer) else "unlimited"
         say(f"{name}, {size} parameters, on {devices}, {steps} steps")
         if description := getattr(trainer.datamodule, "description", None):
-            say("data: " + ", ".join(f"{key} {value}" for key, value in description.items() if key != "sha256"))
+            shown = (f"{key} {value}" for key, value in description.items() if key != "sha256" and value is not None)
+            say("data: " + ", ".join(shown))
         say(f"run folder: {trainer.default_root_dir}")
         if trainer.global_step:
             say(f"resumed at step {trainer.global_step:,} ({readable(pl_module.tokens_seen)} tokens)")
@@ -118,7 +120,10 @@ class Narrator(L.Callback):
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Where the results are."""
         folder = Path(trainer.default_root_dir)
-        say(f"done in {duration(time.monotonic() - self._began)}; checkpoints and record in {folder}")
+        best = (c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.best_model_score)
+        for checkpoint in best:
+            say(f"best {checkpoint.monitor} {checkpoint.best_model_score:.4f}: {checkpoint.best_model_path}")
+        say(f"done in {duration(time.monotonic() - self._began)}; last checkpoint and record in {folder}")
         say(f"watch with `tensorboard --logdir {folder.parent}`")
 
     @rank_zero_only

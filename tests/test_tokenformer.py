@@ -1,16 +1,20 @@
 """Pattention against its formula, and its growth: exactness, gradients, optimizer state."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models import TokenFormer
 from models.growth import carry_state, update_scale
 from models.tokenformer import NORMALIZATIONS, Pattention, l2_norm_gelu, l2_norm_gelu_reference
+
+EXPERIMENTS = Path(__file__).resolve().parent.parent / "app" / "configs" / "experiment"
 
 
 def generator(seed=0):
@@ -204,13 +208,21 @@ def test_growth_refuses_to_shrink_and_unknown_groups():
         model.grow({"num_slots": 3}, None, step=0)
 
 
-@pytest.mark.parametrize(
-    ("attention", "ffn", "millions"), [(576, 2304, 124), (2140, 8560, 354), (4870, 19_480, 757), (9230, 36_920, 1400)]
-)
-def test_the_papers_path_has_the_papers_parameter_counts(attention, ffn, millions):
+def paper_sizes():
+    """(options of the model, millions of parameters in the paper) along the experiment files of the paper's path."""
+    first, grown, last = (
+        yaml.safe_load((EXPERIMENTS / f"paper_{name}.yaml").read_text()) for name in ("124m", "grow_757m", "1400m")
+    )
+    assert grown["model"] == first["model"]
+    options = first["model"]["init_args"]
+    growth = zip(grown["growth"]["num_param_tokens"], grown["growth"]["num_ffn_param_tokens"], strict=True)
+    stages = [options | {"num_param_tokens": n, "num_ffn_param_tokens": m} for n, m in growth]
+    return list(zip([options, *stages, last["model"]["init_args"]], (124, 354, 757, 1400), strict=True))
+
+
+@pytest.mark.parametrize(("options", "millions"), paper_sizes())
+def test_the_papers_path_has_the_papers_parameter_counts(options, millions):
     with torch.device("meta"):
-        model = TokenFormer(
-            vocab_size=50_304, d_model=768, num_layers=12, num_heads=12, num_param_tokens=attention,
-            num_ffn_param_tokens=ffn, tie_embeddings=True,
-        )  # fmt: skip
+        model = TokenFormer(vocab_size=50_304, **options)
+    assert all(parameter.is_meta for parameter in model.parameters())
     assert round(model.num_parameters() / 1e6) == pytest.approx(millions, abs=1)
