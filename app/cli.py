@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 import yaml
 from lightning.pytorch import LightningDataModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, RichModelSummary, RichProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
@@ -48,7 +48,7 @@ from callbacks import (
     ScalingCurves,
     Throughput,
 )
-from callbacks.console import say
+from callbacks.console import ModelSummary, ProgressBar, say
 from datamodules import TaskData
 from models.base import CHECKPOINT_KEY, LanguageModel
 from models.optim import Optim
@@ -157,7 +157,7 @@ class CLI(LightningCLI):
             enable_version_counter=False,
         )  # fmt: skip
         watching = [Throughput(), ScalingCurves(), Record(), Narrator()]
-        rich = [RichModelSummary(max_depth=2), RichProgressBar()] if sys.stdout.isatty() else []
+        rich = [ModelSummary(max_depth=2), ProgressBar()] if sys.stdout.isatty() else []
         if not rich:  # lines of text instead of a bar that nobody sees
             config["enable_progress_bar"] = config["enable_model_summary"] = False
         return [*watching, *rich, Predictions(), *of_user, *([best] if self.verb == "fit" else [])]

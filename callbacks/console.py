@@ -1,6 +1,6 @@
 """What a person reads while a run goes on: what runs, on what, how far, how well, where the results are.
 
-Plain lines through one rich console, on the first process only; they come out above a progress bar and survive in a
+Plain lines through rich's own console, on the first process only: they come out above a progress bar and survive in a
 pipe.
 """
 
@@ -12,22 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, RichModelSummary, RichProgressBar
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
-from rich.console import Console
+from rich import get_console
 from rich.table import Table
 
 from callbacks.common import total_steps
 from callbacks.throughput import find_throughput
 from models.base import LanguageModel
 
-console = Console(soft_wrap=True, highlight=False)
-
 
 @rank_zero_only
 def say(text: str) -> None:
     """Print one line, on the first process only."""
-    console.print(text, markup=False)
+    get_console().print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def readable(value: float) -> str:
@@ -71,6 +69,26 @@ def table_of(metrics: Mapping[str, Any], prefix: str) -> Table:
         values = [f"{cells[column, row]:.4f}" if (column, row) in cells else "" for column in columns]
         table.add_row(row or "headline", *values)
     return table
+
+
+class ProgressBar(RichProgressBar):
+    """Lightning's bar, without its count of epochs: runs are counted in steps."""
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        return "training  "  # as long as "Validation"
+
+
+class ModelSummary(RichModelSummary):
+    """Lightning's table of modules, without the columns and sums that are empty here; the Narrator tells the size."""
+
+    @staticmethod
+    def summarize(summary_data: list[tuple[str, list[str]]], *args: Any, **kwargs: Any) -> None:
+        """Print name, type and parameters of each module."""
+        columns = {name: values for name, values in summary_data if name in ("Name", "Type", "Params")}
+        table = Table(*columns)
+        for row in zip(*columns.values(), strict=True):
+            table.add_row(*row)
+        get_console().print(table)
 
 
 class Narrator(L.Callback):
@@ -131,4 +149,4 @@ class Narrator(L.Callback):
         """The table of a validate or test run."""
         prefix = {"validate": "val", "test": "test"}.get(str(trainer.state.fn.value if trainer.state.fn else ""))
         if prefix and trainer.callback_metrics:
-            console.print(table_of(trainer.callback_metrics, prefix))
+            get_console().print(table_of(trainer.callback_metrics, prefix))

@@ -10,7 +10,7 @@ from typing import Any
 import lightning as L
 import torch
 
-from models.base import LanguageModel
+from models.base import LanguageModel, mixed_seed
 
 
 class Samples(L.Callback):
@@ -58,7 +58,7 @@ class Samples(L.Callback):
 
     def write(self, trainer: L.Trainer, pl_module: LanguageModel) -> str:
         """The prompt and its continuation."""
-        generator = torch.Generator(pl_module.device).manual_seed(hash((pl_module.seed, trainer.global_step)) % 2**63)
+        generator = torch.Generator(pl_module.device).manual_seed(mixed_seed(pl_module.seed, trainer.global_step))
         prompt_BT = torch.tensor([self._prompt_tokens], device=pl_module.device)
         drawn = pl_module.generate(prompt_BT, self.max_new_tokens, self.temperature, self.top_k, generator)
         data: Any = trainer.datamodule  # type: ignore[attr-defined]

@@ -12,6 +12,7 @@ Shapes: B batch, T time, D width, V vocabulary, N scored positions of a batch.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -33,6 +34,11 @@ from models.optim import Optim, build_optimizer, grad_norm, lr_scale, reapply
 Batch = tuple[Tensor, Tensor]
 TRAINING_FLOPS = 3  # forward and backward, in forwards: the backward pass has two products for each of the forward's
 CHECKPOINT_KEY = "greenhouse"  # our own entry in a checkpoint
+
+
+def mixed_seed(*parts: int) -> int:
+    """A seed for a generator, different for any other `parts`, the same on every machine."""
+    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "little") >> 1
 
 
 class Layer(Protocol):
@@ -183,7 +189,7 @@ class LanguageModel(L.LightningModule):
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed each step from (seed, rank, step), so that a resumed run draws what an uninterrupted one would."""
         batch_number = self.trainer.fit_loop.total_batch_idx
-        torch.manual_seed(hash((self.seed, self.global_rank, batch_number)) % 2**63)
+        torch.manual_seed(mixed_seed(self.seed, self.global_rank, batch_number))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss; counts the batch's tokens and FLOPs over all processes."""

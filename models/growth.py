@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from models.base import CHECKPOINT_KEY, LanguageModel
+from models.base import CHECKPOINT_KEY, LanguageModel, mixed_seed
 from models.optim import Optim, build_optimizer
 
 Init = Literal["zero_keys", "zero_values", "random", "zeros"]
@@ -129,11 +129,11 @@ class GrowableModel(LanguageModel):
         Rows are drawn from generators seeded by (seed, layer, step). The event tells the largest relative change of a
         layer's output and of a logit, measured on random tokens.
         """
-        before, events = self.parameter_token_sizes(), len(self.growth_events)
+        before = self.parameter_token_sizes()
         check_sizes(before, sizes)
         with self._measured_change(step) as change:
             for index, (layer, size) in enumerate(self._layers_to_grow(sizes)):
-                generator = torch.Generator().manual_seed(hash((self.seed, index, step)) % 2**63)
+                generator = torch.Generator().manual_seed(mixed_seed(self.seed, index, step))
                 for old, new in layer.grow(size, init, tau, generator):
                     if optimizer is not None:
                         carry_state(optimizer, old, new, carry)
@@ -147,7 +147,6 @@ class GrowableModel(LanguageModel):
             "to": self.parameter_token_sizes(), "init": init, "tau": tau, "carry": carry, "rewarm_steps": rewarm_steps,
         }  # fmt: skip
         self.growth_events.append(event | change)
-        assert len(self.growth_events) == events + 1
         return self.growth_events[-1]
 
     def _layers_to_grow(self, sizes: Sizes) -> Iterator[tuple[Any, int]]:
@@ -157,7 +156,7 @@ class GrowableModel(LanguageModel):
     @contextmanager
     def _measured_change(self, step: int) -> Iterator[dict[str, Any]]:
         """Fill the yielded dict with what the block changed: `relative_change` of each layer, `logit_change`."""
-        generator = torch.Generator().manual_seed(hash((self.seed, step)) % 2**63)
+        generator = torch.Generator().manual_seed(mixed_seed(self.seed, step))
         tokens_BT = torch.randint(self.vocab_size, PROBE_SHAPE, generator=generator).to(self.device)
         layers = [layer for group in self.pattentions().values() for layer in group]
         seen: dict[int, tuple[Tensor, Tensor]] = {}
@@ -193,16 +192,16 @@ class GrowableModel(LanguageModel):
     def _young_rows(self, optimizer: Any) -> Iterator[tuple[nn.Parameter, slice, float]]:
         """Parameters, rows and factors of all rows whose updates are not yet taken as they are."""
         resets = [i for i, event in enumerate(self.growth_events) if event["carry"] == "reset"]
-        for event in self.growth_events[max(resets, default=0) :]:
-            age = self.trainer.global_step - event["step"] + 1
+        events = self.growth_events[max(resets, default=0) :]
+        steps, betas = self.trainer.global_step + 1, optimizer.param_groups[0].get("betas")
+        optimizer_age = steps - events[0]["step"] if resets else steps
+        for event in events:
+            scale = update_scale(steps - event["step"], optimizer_age, betas, event)
+            if abs(scale - 1) < 1e-6:
+                continue
             for group, layers in self.pattentions().items():
                 rows = slice(event["from"][group], event["to"][group])
-                for parameter in (p for layer in layers for p in layer.parameters() if rows.start < rows.stop):
-                    state, options = optimizer.state.get(parameter, {}), optimizer.param_groups[0]
-                    betas = options["betas"] if "exp_avg" in state else None
-                    scale = update_scale(age, int(state.get("step", 0)) + 1, betas, event)
-                    if abs(scale - 1) > 1e-6:
-                        yield parameter, rows, scale
+                yield from ((p, rows, scale) for layer in layers for p in layer.parameters() if rows.start < rows.stop)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the lineage, and let the saved hyper-parameters tell the current sizes."""

@@ -44,11 +44,12 @@ def fit(text, folder, *, stop=None, ckpt=None, accumulate=1, schedule=SCHEDULE, 
         vocab_size=data.vocab_size, d_model=16, num_heads=2, num_param_tokens=4, num_ffn_param_tokens=8, dropout=0.1
     )
     callbacks = [Growth(**schedule), Checkpoints(every_n_steps=5), *([StopBefore(stop)] if stop else [])]
-    options = {"max_steps": STEPS, "limit_train_batches": EPOCH, "val_check_interval": VALIDATION} | trainer_options
+    options = {"max_steps": STEPS, "limit_train_batches": EPOCH, "val_check_interval": VALIDATION}
+    options |= {"limit_val_batches": 1} | trainer_options
     trainer = L.Trainer(
         **options, max_epochs=-1, accelerator="cpu", logger=False, enable_progress_bar=False,
         enable_model_summary=False, callbacks=callbacks, default_root_dir=folder, check_val_every_n_epoch=None,
-        limit_val_batches=1, num_sanity_val_steps=0, accumulate_grad_batches=accumulate,
+        num_sanity_val_steps=0, accumulate_grad_batches=accumulate,
         plugins=[AtomicCheckpointIO()],
     )  # fmt: skip
     if stop:
@@ -201,3 +202,25 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(text
     checkpoint = read_checkpoint(tmp_path / "checkpoints" / "last.ckpt")
     assert checkpoint["global_step"] == 10
     assert all(torch.isfinite(value).all() for value in copy.copy(checkpoint["state_dict"]).values())
+
+
+@pytest.mark.parametrize("options", [{"precision": "bf16-mixed"}, {"gradient_clip_val": 0.01}])
+def test_growth_goes_with_precision_and_clipping_and_still_resumes(text, tmp_path, options):
+    whole = fit(text, tmp_path / "whole", **options)
+    last = fit(text, tmp_path / "cut", stop=12, **options)
+    assert_same_run(fit(text, tmp_path / "cut", ckpt=last, **options), whole)
+    assert max(event["logit_change"] for event in read_checkpoint(whole)["greenhouse"]["growth_events"]) <= 1e-6
+
+
+def test_growth_goes_with_compile(text, tmp_path):
+    options = {"max_steps": 3, "limit_val_batches": 0, "schedule": {"steps": [2], "factor": [2.0]}}
+    sizes = {"d_model": 16, "num_heads": 2, "num_param_tokens": 4, "num_ffn_param_tokens": 8}
+    losses = []
+    for compiled in (True, False):
+        torch.manual_seed(0)
+        model = TokenFormer(vocab_size=len(set(text.read_text())), compile=compiled, **sizes)
+        last = fit(text, tmp_path / str(compiled), model=model, **options)
+        losses.append(read_checkpoint(last)["state_dict"])
+    assert losses[0]["layers.0.ffn.key_param_tokens"].shape == (16, 16)
+    for name, value in losses[1].items():
+        torch.testing.assert_close(losses[0][name], value, rtol=0, atol=1e-4)
