@@ -61,19 +61,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         return fail(f"unknown verb {verb!r}; {hint}`python -m app --help` lists them")
     try:
         return run(verb, args[1:])
+    except BrokenPipeError:  # whoever read what we print has gone
+        return 0
     except (ValueError, OSError) as error:
         if os.environ.get("GREENHOUSE_TRACEBACK"):
             raise
         return fail(str(error))
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:
-        return 0
 
 
 def fail(message: str) -> int:
     """Print one line on standard error, on the first process only; returns exit code 2."""
-    if os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0":
+    ranks = (os.environ[name] for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK") if name in os.environ)
+    if next(ranks, "0") == "0":
         print(f"error: {message}", file=sys.stderr)
     return 2
 

@@ -137,6 +137,7 @@ class CLI(LightningCLI):
         folder = run_dir_of(self.checkpoint_path) if self.checkpoint_path else None
         named = any(arg.partition("=")[0] == "--run_dir" for arg in self.arguments)
         self.run_dir = folder if folder and (not named or is_run_of(folder, base)) else new_run_dir(base)
+        self.config["ckpt_path"] = None  # the saved configuration describes the run, not how it was resumed
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer with our logger, checkpoint files and callbacks beside what the user configured."""

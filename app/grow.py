@@ -18,7 +18,7 @@ def grow(
     init: Literal["zero_keys", "zero_values", "random", "zeros"] = "zero_keys",
     tau: Literal["frozen", "sqrt_n"] = "frozen",
     carry: Literal["per_row", "mean", "zeros", "reset"] = "per_row",
-    rewarm_steps: int = 0,
+    rewarm_steps: int = 50,
 ) -> None:
     """Grow IN_CKPT's parameter tokens, optimizer state included; `fit --ckpt_path OUT_CKPT` goes on at the same step.
 

@@ -88,7 +88,10 @@ class Checkpoints(Checkpoint):
     # Signals -------------------------------------------------------------------------------------------------------
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Take over the signals, from Lightning too, which put its own handlers there before."""
+        """Take over the signals, from Lightning too, and remove what a killed process left half-written."""
+        if trainer.is_global_zero:
+            for leftover in self.directory(trainer.default_root_dir).glob(".*.tmp"):
+                leftover.unlink(missing_ok=True)
         self._handlers = {number: signal.signal(number, self._remember) for number in STOP_SIGNALS}
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:

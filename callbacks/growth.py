@@ -43,7 +43,7 @@ class Growth(L.Callback):
         init: Init = "zero_keys",
         tau: TauPolicy = "frozen",
         carry: Carry = "per_row",
-        rewarm_steps: int = 0,
+        rewarm_steps: int = 50,
     ) -> None:
         self.steps = steps or []
         self.sizes = {"num_param_tokens": num_param_tokens, "num_ffn_param_tokens": num_ffn_param_tokens}

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 MIN_CACHE = 16  # positions a fresh cache has room for; it doubles from there
+ROPE_BASE = 10_000.0  # the slowest pair turns once in about 2 pi times as many positions
 QK_GAIN = 2.9  # of scores of normalised queries and keys, over the usual 1 / sqrt(K): lets attention be sharp
 
 
@@ -31,7 +32,7 @@ def split_heads(x_BTD: Tensor, num_heads: int) -> Tensor:
     return x_BHTK
 
 
-def rotary(x_BHTK: Tensor, start: int = 0, base: float = 10_000.0) -> Tensor:
+def rotary(x_BHTK: Tensor, start: int = 0, base: float = ROPE_BASE) -> Tensor:
     """Rotate (B, H, T, K) by its positions start .. start + T - 1; K must be even."""
     length, half = x_BHTK.size(-2), x_BHTK.size(-1) // 2
     position_T = torch.arange(start, start + length, device=x_BHTK.device, dtype=torch.float32)
@@ -42,16 +43,20 @@ def rotary(x_BHTK: Tensor, start: int = 0, base: float = 10_000.0) -> Tensor:
     return torch.cat((left * cos - right * sin, right * cos + left * sin), dim=-1)
 
 
-def place(x_BHTK: Tensor, start: int = 0) -> Tensor:
+def place(x_BHTK: Tensor, start: int, base: float) -> Tensor:
     """Queries or keys of unit root mean square (QK-norm, arXiv 2010.04245), rotated by their positions."""
-    return rotary(rms_norm(x_BHTK), start)
+    return rotary(rms_norm(x_BHTK), start, base)
 
 
-def rotary_attention(q_BTD: Tensor, k_BTD: Tensor, v_BTD: Tensor, num_heads: int) -> Tensor:
+def rotary_attention(
+    q_BTD: Tensor, k_BTD: Tensor, v_BTD: Tensor, num_heads: int, rope_base: float = ROPE_BASE
+) -> Tensor:
     """Causal softmax attention with QK-norm and rotary positions: three (B, T, D) -> (B, T, D)."""
     q, k, v = (split_heads(x, num_heads) for x in (q_BTD, k_BTD, v_BTD))
     scale = QK_GAIN * q.size(-1) ** -0.5
-    y_BHTK = F.scaled_dot_product_attention(place(q), place(k), v, is_causal=True, scale=scale)
+    y_BHTK = F.scaled_dot_product_attention(
+        place(q, 0, rope_base), place(k, 0, rope_base), v, is_causal=True, scale=scale
+    )
     return y_BHTK.transpose(1, 2).flatten(2)
 
 
@@ -107,14 +112,16 @@ class KVCache(NamedTuple):
         return 2 * capacity * width * itemsize
 
 
-def rotary_attention_step(q_BD: Tensor, k_BD: Tensor, v_BD: Tensor, cache: KVCache) -> tuple[Tensor, KVCache]:
+def rotary_attention_step(
+    q_BD: Tensor, k_BD: Tensor, v_BD: Tensor, cache: KVCache, rope_base: float = ROPE_BASE
+) -> tuple[Tensor, KVCache]:
     """One position of `rotary_attention`: three (B, D) and the cache -> (B, D) and the longer cache."""
     num_heads = cache.keys.size(1)
     q, k, v = (x.unflatten(-1, (num_heads, 1, -1)) for x in (q_BD, k_BD, v_BD))
-    longer = cache.append(place(k, cache.length).squeeze(2), v.squeeze(2))
+    longer = cache.append(place(k, cache.length, rope_base).squeeze(2), v.squeeze(2))
     keys, values = (x[:, :, : longer.length] for x in (longer.keys, longer.values))
     scale = QK_GAIN * q.size(-1) ** -0.5
-    y_BH1K = F.scaled_dot_product_attention(place(q, cache.length), keys, values, scale=scale)
+    y_BH1K = F.scaled_dot_product_attention(place(q, cache.length, rope_base), keys, values, scale=scale)
     return y_BH1K.flatten(1), longer
 
 

@@ -19,7 +19,15 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from models.growth import GrowableModel, Init, TauPolicy, check_choice, new_rows
-from models.layers import KVCache, check_heads, check_positive, rms_norm, rotary_attention, rotary_attention_step
+from models.layers import (
+    ROPE_BASE,
+    KVCache,
+    check_heads,
+    check_positive,
+    rms_norm,
+    rotary_attention,
+    rotary_attention_step,
+)
 
 Normalization = Literal["l2_norm_gelu", "gelu_l2_norm", "softmax"]
 EPS = 1e-12  # added to squared norms: scores that are all zero stay zero instead of NaN
@@ -149,6 +157,7 @@ class Block(nn.Module):
         num_param_tokens: Parameter tokens of each of the query, key, value and output projections.
         num_ffn_param_tokens: Parameter tokens of the feed-forward network.
         normalization: Theta of all of them.
+        rope_base: Base of the rotary positions' frequencies.
     """
 
     def __init__(
@@ -158,9 +167,10 @@ class Block(nn.Module):
         num_param_tokens: int,
         num_ffn_param_tokens: int,
         normalization: Normalization,
+        rope_base: float,
     ) -> None:
         super().__init__()
-        self.d_model, self.num_heads = d_model, num_heads
+        self.d_model, self.num_heads, self.rope_base = d_model, num_heads, rope_base
         self.query, self.key, self.value, self.out = (
             Pattention(d_model, d_model, num_param_tokens, normalization) for _ in range(4)
         )
@@ -169,7 +179,8 @@ class Block(nn.Module):
     def forward(self, x_BTD: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
         normed = rms_norm(x_BTD)
-        y_BTD = rotary_attention(self.query(normed), self.key(normed), self.value(normed), self.num_heads)
+        q, k, v = self.query(normed), self.key(normed), self.value(normed)
+        y_BTD = rotary_attention(q, k, v, self.num_heads, self.rope_base)
         x_BTD = x_BTD + self.out(y_BTD)
         z_BTD: Tensor = self.ffn(rms_norm(x_BTD))
         return x_BTD + z_BTD
@@ -182,7 +193,8 @@ class Block(nn.Module):
     def step(self, x_BD: Tensor, state: KVCache) -> tuple[Tensor, KVCache]:
         """One position (B, D) of `forward`."""
         normed = rms_norm(x_BD)
-        y_BD, state = rotary_attention_step(self.query(normed), self.key(normed), self.value(normed), state)
+        q, k, v = self.query(normed), self.key(normed), self.value(normed)
+        y_BD, state = rotary_attention_step(q, k, v, state, self.rope_base)
         x_BD = x_BD + self.out(y_BD)
         return x_BD + self.ffn(rms_norm(x_BD)), state
 
@@ -204,6 +216,7 @@ class TokenFormer(GrowableModel):
         d_model: Width.
         num_layers: Blocks.
         num_heads: Heads of attention.
+        rope_base: Base of the rotary positions' frequencies; a small one tells near positions apart better.
         num_param_tokens: Parameter tokens of each query, key, value and output projection.
         num_ffn_param_tokens: Parameter tokens of each feed-forward network.
         normalization: Theta. `softmax` cannot grow exactly.
@@ -219,6 +232,7 @@ class TokenFormer(GrowableModel):
         d_model: int = 128,
         num_layers: int = 1,
         num_heads: int = 8,
+        rope_base: float = ROPE_BASE,
         num_param_tokens: int = 64,
         num_ffn_param_tokens: int = 512,
         normalization: Normalization = "l2_norm_gelu",
@@ -227,9 +241,12 @@ class TokenFormer(GrowableModel):
         compile: bool = False,
     ) -> None:
         check_heads(d_model, num_heads)
-        check_positive(num_param_tokens=num_param_tokens, num_ffn_param_tokens=num_ffn_param_tokens)
+        check_positive(
+            rope_base=rope_base, num_param_tokens=num_param_tokens, num_ffn_param_tokens=num_ffn_param_tokens
+        )
         blocks = [
-            Block(d_model, num_heads, num_param_tokens, num_ffn_param_tokens, normalization) for _ in range(num_layers)
+            Block(d_model, num_heads, num_param_tokens, num_ffn_param_tokens, normalization, rope_base)
+            for _ in range(num_layers)
         ]
         super().__init__(vocab_size, d_model, blocks, tie_embeddings, dropout, compile)
         self.save_hyperparameters(logger=False)

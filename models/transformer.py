@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from models.base import LanguageModel
 from models.layers import (
+    ROPE_BASE,
     KVCache,
     causal_shift,
     check_heads,
@@ -47,12 +48,15 @@ class Block(nn.Module):
         d_model: Width.
         num_heads: Heads of attention.
         ffn_width: Hidden width of the feed-forward network.
+        rope_base: Base of the rotary positions' frequencies.
         token_shift: Let queries, keys and values see the previous position too.
     """
 
-    def __init__(self, d_model: int, num_heads: int, ffn_width: int, token_shift: bool = False) -> None:
+    def __init__(
+        self, d_model: int, num_heads: int, ffn_width: int, rope_base: float, token_shift: bool = False
+    ) -> None:
         super().__init__()
-        self.d_model, self.num_heads = d_model, num_heads
+        self.d_model, self.num_heads, self.rope_base = d_model, num_heads, rope_base
         self.shift = TokenShift(d_model) if token_shift else None
         self.qkv = nn.Linear(d_model, 3 * d_model, bias=False)
         self.out = nn.Linear(d_model, d_model, bias=False)
@@ -78,7 +82,7 @@ class Block(nn.Module):
         if self.shift is not None:
             normed = self.shift(normed, causal_shift(normed))
         q, k, v = self.qkv(normed).chunk(3, -1)
-        return self.feed_forward(x_BTD + self.out(rotary_attention(q, k, v, self.num_heads)))
+        return self.feed_forward(x_BTD + self.out(rotary_attention(q, k, v, self.num_heads, self.rope_base)))
 
     def init_state(self, batch_size: int) -> BlockState:
         """An empty key-value cache, and the previous normalised input for the token shift."""
@@ -94,7 +98,7 @@ class Block(nn.Module):
         if self.shift is not None:
             mixed, previous_BD = self.shift(normed, previous_BD), normed
         q, k, v = self.qkv(mixed).chunk(3, -1)
-        y_BD, cache = rotary_attention_step(q, k, v, cache)
+        y_BD, cache = rotary_attention_step(q, k, v, cache, self.rope_base)
         return self.feed_forward(x_BD + self.out(y_BD)), (cache, previous_BD)
 
     def flops_per_token(self, seq_len: int) -> int:
@@ -117,6 +121,7 @@ class Transformer(LanguageModel):
         d_model: Width.
         num_layers: Blocks.
         num_heads: Heads of attention.
+        rope_base: Base of the rotary positions' frequencies; a small one tells near positions apart better.
         ffn_ratio: Hidden width of the feed-forward network, in widths.
         token_shift: Let attention see each position's predecessor too (two taps), which recall by one layer needs.
         tie_embeddings: Use the embedding's matrix as the head.
@@ -131,14 +136,15 @@ class Transformer(LanguageModel):
         d_model: int = 128,
         num_layers: int = 1,
         num_heads: int = 8,
+        rope_base: float = ROPE_BASE,
         ffn_ratio: int = 4,
         token_shift: bool = False,
         tie_embeddings: bool = False,
         dropout: float = 0.0,
         compile: bool = False,
     ) -> None:
-        check_positive(ffn_ratio=ffn_ratio)
+        check_positive(ffn_ratio=ffn_ratio, rope_base=rope_base)
         check_heads(d_model, num_heads)
-        blocks = [Block(d_model, num_heads, ffn_ratio * d_model, token_shift) for _ in range(num_layers)]
+        blocks = [Block(d_model, num_heads, ffn_ratio * d_model, rope_base, token_shift) for _ in range(num_layers)]
         super().__init__(vocab_size, d_model, list(blocks), tie_embeddings, dropout, compile)
         self.save_hyperparameters(logger=False)
