@@ -61,7 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return fail(f"unknown verb {verb!r}; {hint}`python -m app --help` lists them")
     try:
         return run(verb, args[1:])
-    except BrokenPipeError:  # whoever read what we print has gone
+    except BrokenPipeError:  # whoever read what we print has gone; the rest has no place to go
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (ValueError, OSError) as error:
         if os.environ.get("GREENHOUSE_TRACEBACK"):

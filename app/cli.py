@@ -6,8 +6,10 @@ what the command line says, so that `test --ckpt_path FILE` needs nothing more a
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
+import re
 import shutil
 import sys
 import warnings
@@ -20,6 +22,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import datamodules  # noqa: F401 - their classes become choices of --data
 import models  # noqa: F401 - and of --model
@@ -65,6 +68,7 @@ TRAINER_DEFAULTS: dict[str, Any] = {
 }
 QUIET = (  # what libraries say about things that are as they should be
     r".*does not have many workers.*",
+    r"The number of training batches .* is smaller than the logging interval.*",
     r".*callbacks used to create the checkpoint need to be provided.*",
     r"Couldn't infer the batch indices.*",
     r"It is recommended to use `self.log\('(val|test)/.*sync_dist=True\)`.*",  # these are of all processes already
@@ -112,7 +116,7 @@ class CLI(LightningCLI):
             trainer_defaults=TRAINER_DEFAULTS,
             seed_everything_default=1,
             parser_class=CLIParser,
-            parser_kwargs={"prog": f"python -m app {verb}"},
+            parser_kwargs={"prog": f"python -m app {verb}", "allow_abbrev": False},
             args=args,
             run=False,
             auto_configure_optimizers=False,
@@ -129,6 +133,21 @@ class CLI(LightningCLI):
             parser.add_lightning_class_args(callback, group)
         parser.link_arguments("data.vocab_size", "model.init_args.vocab_size", apply_on="instantiate")
         parser.link_arguments("seed_everything", "data.init_args.seed")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse, and refuse values that would fail later without a word of the option."""
+        super().parse_arguments(parser, args)
+        trainer, done = self.config["trainer"], int(self.checkpoint.get("global_step", 0))
+        if not 0 <= int(self.config["seed_everything"]) < 2**32:
+            raise ValueError(f"--seed_everything {self.config['seed_everything']} is not between 0 and 2^32 - 1")
+        if trainer["val_check_interval"] is not None and trainer["val_check_interval"] <= 0:
+            raise ValueError(
+                f"--trainer.val_check_interval is {trainer['val_check_interval']}; it must be above 0 (no validation: "
+                "--trainer.limit_val_batches 0)"
+            )
+        if self.verb == "fit" and 0 <= trainer["max_steps"] <= done:
+            begin = f"the checkpoint is at step {done} already" if done else "that trains nothing"
+            raise ValueError(f"--trainer.max_steps {trainer['max_steps']}: {begin}; give more steps")
 
     def before_instantiate_classes(self) -> None:
         """Decide on the run folder: that of the checkpoint, unless another is named among the options."""
@@ -149,7 +168,10 @@ class CLI(LightningCLI):
             )
         config["plugins"] = [*_as_list(config["plugins"]), AtomicCheckpointIO()]
         config["callbacks"] = [*_as_list(config["callbacks"]), *self._callbacks(config)]
-        return self._instantiate_trainer(config, [])
+        try:
+            return self._instantiate_trainer(config, [])
+        except (ValueError, MisconfigurationException) as error:
+            raise ValueError(trainer_mistake(error)) from error
 
     def _callbacks(self, config: dict[str, Any]) -> list[Any]:
         of_user = [self.config_init[group] for group in ("growth", "samples", "checkpoints")]
@@ -173,7 +195,9 @@ class CLI(LightningCLI):
         is_new = make_writable(self.run_dir)
         try:
             self._start()
-        except (ValueError, OSError):
+        except RunStopped:
+            raise
+        except Exception:
             if is_new and self.trainer.is_global_zero and self.trainer.global_step == 0:
                 shutil.rmtree(self.run_dir, ignore_errors=True)
             raise
@@ -184,12 +208,30 @@ class CLI(LightningCLI):
         if self.verb in ("validate", "test"):
             kwargs["verbose"] = False  # the Narrator's table is the one to read
         path = str(self.checkpoint_path) if self.checkpoint_path else None
-        getattr(self.trainer, self.verb)(self.model, datamodule=self.datamodule, ckpt_path=path, **kwargs)
+        try:
+            getattr(self.trainer, self.verb)(self.model, datamodule=self.datamodule, ckpt_path=path, **kwargs)
+        except MisconfigurationException as error:
+            raise ValueError(trainer_mistake(error)) from error
 
     def after_instantiate_classes(self) -> None:
         """Refuse a checkpoint of another model or vocabulary."""
         if self.checkpoint_path:
             check_fits(self.checkpoint, self.checkpoint_path, self.model, self.datamodule)
+
+
+def trainer_mistake(error: Exception) -> str:
+    """What Lightning says of its Trainer's options, behind the first of them that it mentions."""
+    text = " ".join(str(error).split())
+    options = inspect.signature(Trainer).parameters
+    mentioned = [f"--trainer.{word}" for word in re.findall(r"\w+", text) if word in options]
+    return f"{mentioned[0] if mentioned else '--trainer'}: {text}"
+
+
+def refuse_linked(args: list[str]) -> None:
+    """Raise UsageError for options whose value comes from another one."""
+    for option, source in (("--model.vocab_size", "--data"), ("--data.seed", "--seed_everything")):
+        if any(arg.partition("=")[0] == option for arg in args):
+            raise UsageError(f"{option} is not an option of its own: {source} gives it; leave it out")
 
 
 def check_fits(checkpoint: dict[str, Any], path: Path, model: LanguageModel, data: LightningDataModule) -> None:
@@ -200,9 +242,10 @@ def check_fits(checkpoint: dict[str, Any], path: Path, model: LanguageModel, dat
         )
     characters, own = vocabulary(checkpoint), data.state_dict().get("vocabulary")
     if characters != own:
+        differ = sorted(set(characters or "") ^ set(own or ""))
         raise ValueError(
             f"--ckpt_path {path} was trained on another vocabulary ({len(characters or '')} characters, the data has "
-            f"{len(own or '')}); use the --data and --data.corpus it was trained on"
+            f"{len(own or '')}; they differ in {differ}); use the --data and --data.corpus it was trained on"
         )
     growing = model.parameter_token_sizes()
     for name, value in hyper_parameters(checkpoint).items():
@@ -244,6 +287,7 @@ def run(verb: str, args: list[str]) -> int:
     quieten()
     if "fsdp2" not in StrategyRegistry:
         StrategyRegistry.register("fsdp2", FSDP2, FSDP2.__doc__)
+    refuse_linked(args)
     early = options_before_parsing(args)
     path = find_checkpoint(early["ckpt_path"], early.get("run_dir")) if early.get("ckpt_path") else None
     checkpoint = read_checkpoint(path) if path else {}

@@ -32,6 +32,8 @@ def generate(
 
     if temperature < 0 or max_new_tokens < 0 or (top_k is not None and top_k < 1):
         raise ValueError("--temperature and --max_new_tokens must be at least 0, and --top_k at least 1")
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"--seed {seed} is not between 0 and 2^63 - 1")
     checkpoint = read_checkpoint(ckpt, "CKPT")
     characters = vocabulary(checkpoint)
     if characters is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Literal
 
@@ -41,6 +42,10 @@ def grow(
 
     if out_ckpt.exists():
         raise ValueError(f"OUT_CKPT {out_ckpt} exists; name a new file")
+    if factor is not None and not 1 <= factor < math.inf:
+        raise ValueError(f"--factor is {factor}; it must be a number of at least 1: growth only adds")
+    if rewarm_steps < 0:
+        raise ValueError(f"--rewarm_steps is {rewarm_steps}; it must be 0 (off) or more")
     checkpoint = read_checkpoint(in_ckpt, "IN_CKPT")
     model = load_model(checkpoint)
     if not isinstance(model, GrowableModel):
@@ -52,7 +57,10 @@ def grow(
     if not sizes:
         raise ValueError("nothing to grow; give --num_param_tokens, --num_ffn_param_tokens or --factor")
     event = grow_checkpoint(model, checkpoint, sizes, init=init, tau=tau, carry=carry, rewarm_steps=rewarm_steps)
-    save_atomically(lambda temporary: torch.save(checkpoint, temporary), out_ckpt)
+    try:
+        save_atomically(lambda temporary: torch.save(checkpoint, temporary), out_ckpt)
+    except OSError as error:
+        raise ValueError(f"OUT_CKPT {out_ckpt} cannot be written ({error}); name another place") from error
     change = ", ".join(f"{group} {event['from'][group]} -> {size}" for group, size in event["to"].items())
     print(f"{out_ckpt}: {change}; {model.num_parameters():,} parameters")
     print(f"largest change of a logit: {event['logit_change']:.1e}")

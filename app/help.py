@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import re
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -97,27 +98,46 @@ def options_of(node: ast.ClassDef) -> list[Option]:
 
 
 def choices(package: str, base: str) -> dict[str, ast.ClassDef]:
-    """Classes that `package` exports and that have options of their own, in the order of their names."""
+    """Subclasses of `base` that `package` exports, in the order of their names."""
     exported = re.findall(r'"(\w+)"', (ROOT / package / "__init__.py").read_text().partition("__all__")[2])
     found = {name: node for file in sorted((ROOT / package).glob("*.py")) for name, node in classes_in(file).items()}
-    return {
-        name: found[name] for name in sorted(exported) if name in found and name != base and options_of(found[name])
-    }
+
+    def descends(name: str) -> bool:
+        parents = [ast.unparse(parent) for parent in found[name].bases] if name in found else []
+        return base in parents or any(map(descends, parents))
+
+    return {name: found[name] for name in sorted(exported) if descends(name)}
+
+
+@cache
+def named_values() -> dict[str, str]:
+    """Types and constants that the source gives a name of their own: Init -> Literal['zero_keys', …]."""
+    files = [file for package in ("models", "datamodules") for file in sorted((ROOT / package).glob("*.py"))]
+    statements = [node for file in files for node in ast.parse(file.read_text()).body]
+    assigned = [node for node in statements if isinstance(node, ast.Assign)]
+    named = [node for node in assigned if isinstance(node.value, ast.Subscript | ast.Constant)]
+    return {ast.unparse(node.targets[0]): ast.unparse(node.value) for node in named}
+
+
+def readable_type(text: str) -> str:
+    """An annotation or default with what its names stand for: Schedule -> 'cosine', 'wsd', 'constant'."""
+    whole = re.sub(r"\b[A-Z]\w+\b", lambda name: named_values().get(name[0], name[0]), text)
+    return re.sub(r"\bLiteral\[([^]]*)\]", r"\1", whole)
 
 
 def known_names() -> list[str]:
     """Names of all models and data, and their options: what a misspelt one may have meant."""
     found = [(key, *item) for key, package, base, _ in CHOICES for item in choices(package, base).items()]
-    return [name for _, name, _ in found] + [f"--{key}.{o.name}" for key, _, node in found for o in options_of(node)]
+    linked = {key: name for key, _, _, name in CHOICES}
+    options = [(key, option.name) for key, _, node in found for option in options_of(node)]
+    return [name for _, name, _ in found] + [f"--{key}.{name}" for key, name in options if name != linked[key]]
 
 
 def rows(prefix: str, node: ast.ClassDef, linked: tuple[str, ...] = ()) -> list[tuple[str, str]]:
     """Lines of help of a class's options under `--prefix.`."""
     shown = [option for option in options_of(node) if option.name not in linked]
-    return [
-        (f"--{prefix}.{o.name}", f"{o.text.rstrip('.')} ({o.type}{', default: ' + o.default if o.default else ''})")
-        for o in shown
-    ]
+    types = [readable_type(o.type) + (f", default: {readable_type(o.default)}" if o.default else "") for o in shown]
+    return [(f"--{prefix}.{o.name}", f"{o.text.rstrip('.')} ({kind})") for o, kind in zip(shown, types, strict=True)]
 
 
 def fit_help(verb: str) -> str:

@@ -7,7 +7,7 @@ the nearest existing name beside an unknown one.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import Any, NoReturn
@@ -20,14 +20,26 @@ class UsageError(ValueError):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """`; did you mean 'x'?` for the known name closest to `name`, or an empty string."""
+    """`; did you mean 'x'?` for the known name closest to `name`, `;` if there is none. Groups are compared first."""
+    group, _, last = name.rpartition(".")
+    siblings = {other.rpartition(".")[2]: other for other in known if other.rpartition(".")[0] == group}
+    near = get_close_matches(last, siblings, n=1, cutoff=0.5) or [s for s in siblings if is_abbreviation(last, s)]
+    if near:
+        return f"; did you mean {siblings[near[0]]!r}?"
     near = get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    return f"; did you mean {near[0]!r}?" if near else ";"
+
+
+def is_abbreviation(short: str, name: str) -> bool:
+    """Whether `short` begins each word of `name`, or the name itself: lr for learning_rate, max for max_steps."""
+    return short == "".join(word[0] for word in name.split("_") if word) or name.startswith(short)
 
 
 def option_names(parser: ArgumentParser) -> list[str]:
-    """All options that the parser knows, `--` first."""
-    return [option for action in parser._actions for option in action.option_strings if option.startswith("--")]
+    """All options that the parser knows, `--` first, and positional arguments in capitals."""
+    options = [option for action in parser._actions for option in action.option_strings if option.startswith("--")]
+    positional = [action.dest.upper() for action in parser._actions if not action.option_strings]
+    return [option for option in options if not option.endswith("+")] + positional
 
 
 def readable_types(text: str) -> str:
@@ -37,29 +49,33 @@ def readable_types(text: str) -> str:
     return re.sub(r", NoneType|^\[|\]$", "", text)
 
 
-def explain(message: str, known: Iterable[str], help_command: str) -> str:
+def explain(message: str, known: Sequence[str], help_command: str) -> str:
     """One sentence out of a parser's message: the option, what is wrong with it, the nearest known name."""
     message = re.sub(r"\x1b\[[0-9;]*m", "", message)
     key = "--" + ".".join(re.findall(r'Parser key "([\w.]+)"', message))
     more = f" `{help_command}` lists the options"
+    key = "" if key == "--" else key
     if unknown := re.search(r"[Uu]nrecognized arguments?: (\S+)", message):
         option = unknown.group(1).split("=")[0]
-        return f"unknown option {option}{nearest(option, known)};{more}"
+        return f"unknown option {option}{nearest(option, known)}{more}"
     if unknown := re.search(r"Option '(\w+)' is not accepted", message):
         option = f"{key}.{unknown.group(1)}"
-        return f"unknown option {option}{nearest(option, known)};{more}"
+        return f"unknown option {option}{nearest(option, known)}{more}"
+    if unknown := re.search(r"Group '([\w.]+)' does not accept option '(\w+)'", message):
+        option = f"--{unknown.group(1)}.{unknown.group(2)}"
+        return f"unknown option {option}{nearest(option, known)}{more}"
     if unknown := re.search(r"Expected a dot import path string: (\S+)", message):
-        return f"{key} {unknown.group(1)} does not exist{nearest(unknown.group(1), known)};{more}"
+        return f"{key} {unknown.group(1)} does not exist{nearest(unknown.group(1), known)}{more}"
     if missing := re.search(r"arguments are required: (.*)", message):
-        names = ", ".join(name if name.isupper() else f"--{name}" for name in missing.group(1).split(", "))
+        names = ", ".join(n.upper() if n.upper() in known else f"--{n}" for n in missing.group(1).split(", "))
         return f"missing: {names};{more}"
     given = re.search(r"(?:Got value|Given value): (.*)", message)
-    if key != "--" and given:
+    if key and given:
         expected = re.search(r"Expected an? (.*)\. Got", message) or re.search(r"Subtypes: (.*)", message)
         kinds = readable_types(expected.group(1)) if expected else "another value"
         return f"{key} {given.group(1)} will not do; expected {kinds}"
     text = re.sub(r'Parser key "[\w.]+":', "", message)
-    return f"{key}: " * (key != "--") + " ".join(line.strip(" -") for line in text.splitlines()[:3] if line.strip())
+    return (f"{key}: " if key else "") + " ".join(line.strip(" -") for line in text.splitlines()[:3] if line.strip())
 
 
 class ParserError(ValueError):
@@ -95,7 +111,8 @@ def explained(help_command: str, known: Iterable[str] = ()) -> Iterator[None]:
 
 def call(function: Callable[..., int | None], verb: str, args: list[str]) -> int | None:
     """Call a typed function with options from the command line; its docstring is the help."""
-    parser = Parser(prog=f"python -m app {verb}", description=(function.__doc__ or "").split("\n\n")[0])
+    description = (function.__doc__ or "").split("\n\n")[0]
+    parser = Parser(prog=f"python -m app {verb}", description=description, allow_abbrev=False)
     names = parser.add_function_arguments(function, as_group=False, as_positional=True)
     with explained(f"{parser.prog} --help"):
         config: Any = parser.parse_args(args)

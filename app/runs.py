@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 RUNS = Path("runs")
+PROBE = ".writable"  # made and removed at once; other processes of the same run may see it
 RUN_DIR_VARIABLE = "GREENHOUSE_RUN_DIR"  # tells the processes that the first one launches which folder it chose
 
 
@@ -38,7 +39,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         content = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"--config {path} is not a YAML file: {' '.join(str(error).split())}") from error
-    return content if isinstance(content, dict) else {}
+    if not isinstance(content, dict | None) or any(not isinstance(key, str) for key in content or ()):
+        raise ValueError(f"--config {path} holds no options, such as `trainer: {{max_steps: 100}}`")
+    return content or {}
 
 
 def family(base: Path) -> list[Path]:
@@ -59,7 +62,7 @@ def new_run_dir(base: Path) -> Path:
     """`base` if it holds no run yet, else `base` with the next free number."""
     if launched := os.environ.get(RUN_DIR_VARIABLE) if os.environ.get("LOCAL_RANK", "0") != "0" else None:
         return Path(launched)
-    taken = {p.name for p in family(base) if any(p.iterdir())}
+    taken = {p.name for p in family(base) if any(f.name != PROBE for f in p.iterdir())}
     names = [base.name, *(f"{base.name}-{n}" for n in range(2, len(taken) + 3))]
     return base.with_name(next(name for name in names if name not in taken))
 
@@ -69,7 +72,7 @@ def make_writable(run_dir: Path) -> bool:
     is_new = not run_dir.exists()
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        probe = run_dir / ".writable"
+        probe = run_dir / PROBE
         probe.touch()
         probe.unlink(missing_ok=True)
     except OSError as error:

@@ -7,6 +7,7 @@ wrapped anew. Sizes are compared, not counted, so that a resumed run never grows
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 from typing import Any
 
@@ -61,6 +62,8 @@ class Growth(L.Callback):
                 raise ValueError(
                     f"--growth.{name} has {len(values)} entries for {len(self.steps)} --growth.steps; give one each"
                 )
+            if not all(0 < value < math.inf for value in values):
+                raise ValueError(f"--growth.{name} {values} must hold positive numbers")
             if any(later < earlier for earlier, later in pairwise(values)):
                 raise ValueError(f"--growth.{name} {values} shrinks; growth only adds parameter tokens")
         if self.steps and not given:

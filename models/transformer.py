@@ -2,7 +2,7 @@
 
 Pre-norm blocks x + Attention(norm x), x + FFN(norm x) (Vaswani et al., arXiv 1706.03762) with what has since proved
 itself at no cost: RMS norm without parameters, QK-norm, rotary positions (hence no maximum length), squared ReLU (arXiv
-2109.08668), no biases, output projections that start at zero. Attention is PyTorch's fused kernel. O(T^2 D + T D^2) a
+2109.08668), no biases, output projections that start small. Attention is PyTorch's fused kernel. O(T^2 D + T D^2) a
 layer.
 
 Shapes: B batch, T time, D width, H heads.
@@ -50,13 +50,14 @@ class Block(nn.Module):
         ffn_width: Hidden width of the feed-forward network.
         rope_base: Base of the rotary positions' frequencies.
         token_shift: Let queries, keys and values see the previous position too.
+        num_layers: Blocks in the model, whose outputs add up.
     """
 
     def __init__(
-        self, d_model: int, num_heads: int, ffn_width: int, rope_base: float, token_shift: bool = False
+        self, d_model: int, num_heads: int, ffn_width: int, rope_base: float, token_shift: bool, num_layers: int
     ) -> None:
         super().__init__()
-        self.d_model, self.num_heads, self.rope_base = d_model, num_heads, rope_base
+        self.d_model, self.num_heads, self.rope_base, self.num_layers = d_model, num_heads, rope_base, num_layers
         self.shift = TokenShift(d_model) if token_shift else None
         self.qkv = nn.Linear(d_model, 3 * d_model, bias=False)
         self.out = nn.Linear(d_model, d_model, bias=False)
@@ -65,11 +66,11 @@ class Block(nn.Module):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Weights qkv and up: U(-1/sqrt D, 1/sqrt D); out and down: zero, so that the block starts as the identity."""
+        """Weights qkv and up: U(-1/sqrt D, 1/sqrt D); out and down: N(0, 1 / (4 fan_in num_layers)), quiet at first."""
         for linear in (self.qkv, self.up):
             nn.init.uniform_(linear.weight, -(self.d_model**-0.5), self.d_model**-0.5)
         for linear in (self.out, self.down):
-            nn.init.zeros_(linear.weight)
+            nn.init.normal_(linear.weight, std=0.5 * (linear.in_features * self.num_layers) ** -0.5)
 
     def feed_forward(self, x: Tensor) -> Tensor:
         """Squared-ReLU network of the normalised (..., D), added to it."""
@@ -145,6 +146,7 @@ class Transformer(LanguageModel):
     ) -> None:
         check_positive(ffn_ratio=ffn_ratio, rope_base=rope_base)
         check_heads(d_model, num_heads)
-        blocks = [Block(d_model, num_heads, ffn_ratio * d_model, rope_base, token_shift) for _ in range(num_layers)]
+        width = ffn_ratio * d_model
+        blocks = [Block(d_model, num_heads, width, rope_base, token_shift, num_layers) for _ in range(num_layers)]
         super().__init__(vocab_size, d_model, list(blocks), tie_embeddings, dropout, compile)
         self.save_hyperparameters(logger=False)
