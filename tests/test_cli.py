@@ -22,6 +22,7 @@ from app.help import choices, known_names
 from tests.test_resume import assert_same_run
 
 ROOT = Path(__file__).resolve().parent.parent
+EXPERIMENTS = sorted((ROOT / "app" / "configs" / "experiment").glob("*.yaml"))
 SIZES = "--model.d_model 16 --model.num_heads 2 --model.num_param_tokens 4 --model.num_ffn_param_tokens 8"
 TRAINER = "--trainer.accelerator cpu --trainer.max_steps 12 --trainer.val_check_interval 5 --samples.max_new_tokens 5"
 
@@ -80,9 +81,9 @@ def tiny(tiny_text) -> str:
 
 
 @pytest.fixture(scope="module")
-def workplace(tiny, tmp_path_factory) -> Path:
+def scratch(tiny, tmp_path_factory) -> Path:
     """A folder with a finished run in runs/tiny, and files that will not do. Tests leave it as it is."""
-    folder, before = tmp_path_factory.mktemp("workplace"), Path.cwd()
+    folder, before = tmp_path_factory.mktemp("scratch"), Path.cwd()
     os.chdir(folder)
     assert call(f"{tiny} --run_dir runs/tiny").code == 0
     last = Path("runs/tiny/checkpoints/last.ckpt").read_bytes()
@@ -103,9 +104,9 @@ def workplace(tiny, tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def here(workplace, monkeypatch) -> Path:
-    monkeypatch.chdir(workplace)
-    return workplace
+def here(scratch, monkeypatch) -> Path:
+    monkeypatch.chdir(scratch)
+    return scratch
 
 
 # Help -----------------------------------------------------------------------------------------------------------------
@@ -178,6 +179,14 @@ def test_no_help_imports_torch_or_lightning():
 # Configuration and run folders ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("file", EXPERIMENTS, ids=lambda file: file.stem)
+def test_an_experiment_file_opens_with_its_command_and_parses(file):
+    assert file.read_text().startswith("# python -m app ") or file.read_text().startswith("# for ")
+    code, printed, err = call(f"fit --config {file} --print_config")
+    assert (code, err) == (0, "")
+    assert yaml.safe_load(printed)["run_dir"].startswith("runs/")
+
+
 def test_print_config_can_be_fed_back(tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code, printed, err = call(f"{tiny} --optim.schedule wsd --print_config")
@@ -242,20 +251,20 @@ def test_last_and_best_are_those_of_the_newest_run_of_the_name(here, tmp_path, m
 
 
 @pytest.fixture
-def alone(workplace, tmp_path, monkeypatch) -> str:
+def alone(scratch, tmp_path, monkeypatch) -> str:
     """A checkpoint in an otherwise empty folder."""
-    (tmp_path / "some.ckpt").write_bytes((workplace / "whole.ckpt").read_bytes())
+    (tmp_path / "some.ckpt").write_bytes((scratch / "whole.ckpt").read_bytes())
     monkeypatch.chdir(tmp_path)
     return "--ckpt_path some.ckpt --trainer.accelerator cpu"
 
 
 @pytest.mark.parametrize(("verb", "split"), [("validate", "val"), ("test", "test")])
-def test_measuring_needs_nothing_but_a_checkpoint(alone, workplace, verb, split):
+def test_measuring_needs_nothing_but_a_checkpoint(alone, scratch, verb, split):
     code, out, err = call(f"{verb} {alone}")
     assert (code, err) == (0, "")
     assert f"{split} split" in out
     assert "bits per char" in out
-    assert out == call(f"{verb} --ckpt_path {workplace}/whole.ckpt --trainer.accelerator cpu").out
+    assert out == call(f"{verb} --ckpt_path {scratch}/whole.ckpt --trainer.accelerator cpu").out
 
 
 def test_predictions_are_lines_of_json(alone, tiny_text):
