@@ -25,7 +25,10 @@ EXAMPLES = {
     "predict": ("python -m app predict --ckpt_path best --trainer.limit_predict_batches 2",),
 }
 RUN_OPTIONS = (
-    ("--config FILE", "YAML with any of these options; repeatable, later ones and options on the line win"),
+    (
+        "--config FILE",
+        "YAML with any of these options; repeatable, read at its place on the line: what comes later wins",
+    ),
     ("--print_config", "print the whole configuration, every option of Lightning's Trainer included, and stop"),
     ("--run_dir DIR", "folder of the run (default: runs/MODEL-DATA; a number is added if it is taken)"),
     ("--ckpt_path FILE|last|best", "checkpoint to start from; brings its run's configuration and folder"),
