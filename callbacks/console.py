@@ -141,9 +141,8 @@ class Narrator(L.Callback):
         folder = Path(trainer.default_root_dir)
         best = (c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.best_model_score)
         for checkpoint in best:
-            say(
-                f"best {checkpoint.monitor} {checkpoint.best_model_score:.4f}: {os.path.relpath(checkpoint.best_model_path)}"
-            )
+            path = os.path.relpath(checkpoint.best_model_path)
+            say(f"best {checkpoint.monitor} {checkpoint.best_model_score:.4f}: {path}")
         say(f"done in {duration(time.monotonic() - self._began)}; last checkpoint and record in {folder}")
         say(f"watch with `tensorboard --logdir {folder.parent}`")
 
