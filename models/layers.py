@@ -26,6 +26,11 @@ def rms_norm(x: Tensor) -> Tensor:
     return normed
 
 
+def layer_norm(x: Tensor) -> Tensor:
+    """Take the mean of (..., D) away and divide by the standard deviation, without parameters."""
+    return F.layer_norm(x, (x.size(-1),))
+
+
 def split_heads(x_BTD: Tensor, num_heads: int) -> Tensor:
     """(B, T, D) -> (B, H, T, D / H), a view."""
     x_BHTK: Tensor = x_BTD.unflatten(-1, (num_heads, -1)).transpose(1, 2)

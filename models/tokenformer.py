@@ -24,6 +24,7 @@ from models.layers import (
     KVCache,
     check_heads,
     check_positive,
+    layer_norm,
     rms_norm,
     rotary_attention,
     rotary_attention_step,
@@ -148,6 +149,10 @@ class Pattention(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
+Norm = Literal["rms", "layer"]
+NORMS = {"rms": rms_norm, "layer": layer_norm}
+
+
 class Block(nn.Module):
     """(B, T, D) -> (B, T, D): causal attention and a feed-forward network, all of Pattention, each added to its input.
 
@@ -158,6 +163,7 @@ class Block(nn.Module):
         num_ffn_param_tokens: Parameter tokens of the feed-forward network.
         normalization: Theta of all of them.
         rope_base: Base of the rotary positions' frequencies.
+        norm: Norm, without parameters, of what each part reads.
     """
 
     def __init__(
@@ -168,8 +174,11 @@ class Block(nn.Module):
         num_ffn_param_tokens: int,
         normalization: Normalization,
         rope_base: float,
+        norm: Norm,
     ) -> None:
         super().__init__()
+        check_choice("--model.norm", norm, Norm)
+        self.norm = NORMS[norm]
         self.d_model, self.num_heads, self.rope_base = d_model, num_heads, rope_base
         self.query, self.key, self.value, self.out = (
             Pattention(d_model, d_model, num_param_tokens, normalization) for _ in range(4)
@@ -178,11 +187,11 @@ class Block(nn.Module):
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
-        normed = rms_norm(x_BTD)
+        normed = self.norm(x_BTD)
         q, k, v = self.query(normed), self.key(normed), self.value(normed)
         y_BTD = rotary_attention(q, k, v, self.num_heads, self.rope_base)
         x_BTD = x_BTD + self.out(y_BTD)
-        z_BTD: Tensor = self.ffn(rms_norm(x_BTD))
+        z_BTD: Tensor = self.ffn(self.norm(x_BTD))
         return x_BTD + z_BTD
 
     def init_state(self, batch_size: int) -> KVCache:
@@ -192,11 +201,11 @@ class Block(nn.Module):
 
     def step(self, x_BD: Tensor, state: KVCache) -> tuple[Tensor, KVCache]:
         """One position (B, D) of `forward`."""
-        normed = rms_norm(x_BD)
+        normed = self.norm(x_BD)
         q, k, v = self.query(normed), self.key(normed), self.value(normed)
         y_BD, state = rotary_attention_step(q, k, v, state, self.rope_base)
         x_BD = x_BD + self.out(y_BD)
-        return x_BD + self.ffn(rms_norm(x_BD)), state
+        return x_BD + self.ffn(self.norm(x_BD)), state
 
     def flops_per_token(self, seq_len: int) -> int:
         """Five Pattentions, and two products over `seq_len` positions."""
@@ -220,6 +229,7 @@ class TokenFormer(GrowableModel):
         num_param_tokens: Parameter tokens of each query, key, value and output projection.
         num_ffn_param_tokens: Parameter tokens of each feed-forward network.
         normalization: Theta. `softmax` cannot grow exactly.
+        norm: Norm, without parameters, of what each part of a block reads: rms as the baseline's, layer as the paper's.
         tie_embeddings: Use the embedding's matrix as the head.
         dropout: Probability of dropping embedded features in training.
         compile: Compile each block with torch.compile.
@@ -236,6 +246,7 @@ class TokenFormer(GrowableModel):
         num_param_tokens: int = 64,
         num_ffn_param_tokens: int = 512,
         normalization: Normalization = "l2_norm_gelu",
+        norm: Norm = "rms",
         tie_embeddings: bool = False,
         dropout: float = 0.0,
         compile: bool = False,
@@ -245,7 +256,7 @@ class TokenFormer(GrowableModel):
             rope_base=rope_base, num_param_tokens=num_param_tokens, num_ffn_param_tokens=num_ffn_param_tokens
         )
         blocks = [
-            Block(d_model, num_heads, num_param_tokens, num_ffn_param_tokens, normalization, rope_base)
+            Block(d_model, num_heads, num_param_tokens, num_ffn_param_tokens, normalization, rope_base, norm)
             for _ in range(num_layers)
         ]
         super().__init__(vocab_size, d_model, blocks, tie_embeddings, dropout, compile)

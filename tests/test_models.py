@@ -19,6 +19,9 @@ MODELS = {
     "TokenFormer": lambda **kw: TokenFormer(
         vocab_size=11, d_model=16, num_heads=2, num_param_tokens=6, num_ffn_param_tokens=24, **kw
     ),
+    "TokenFormer-paper": lambda **kw: TokenFormer(
+        vocab_size=11, d_model=16, num_heads=2, num_param_tokens=6, num_ffn_param_tokens=24, norm="layer", **kw
+    ),
 }
 
 
