@@ -154,6 +154,7 @@ def as_plain(result: Result) -> dict[str, Any]:
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write the file whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(jsonlib.dumps(content, indent=2) + "\n", encoding="utf-8")
-    partial.replace(path)
+    from callbacks.checkpoints import save_atomically
+
+    text = jsonlib.dumps(content, indent=2) + "\n"
+    save_atomically(lambda temporary: temporary.write_text(text, encoding="utf-8"), path)

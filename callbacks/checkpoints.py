@@ -20,6 +20,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor
 
+from callbacks.common import at_logging_step, in_fit_validation
 from callbacks.console import say
 
 LAST = "last.ckpt"
@@ -122,16 +123,15 @@ class Checkpoints(Checkpoint):
     def _watch(self, trainer: L.Trainer, loss: Tensor) -> None:
         """Remember, on the device, the first step whose loss or gradient is not finite."""
         norm = trainer.callback_metrics.get("train/grad_norm", loss)
-        watched = (
-            loss + norm if getattr(trainer.precision_plugin, "scaler", None) is None else loss
-        )  # a loss scaler skips steps with infinite gradients
+        scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
+        watched = loss if scaled else loss + norm  # a loss scaler skips steps with infinite gradients
         bad = torch.where(torch.isfinite(watched), -1, trainer.global_step)
         self._bad_step = bad if self._bad_step is None else torch.where(self._bad_step >= 0, self._bad_step, bad)
 
     def _check_finite(self, trainer: L.Trainer) -> None:
-        step = (
-            int(trainer.strategy.reduce(self._bad_step.float(), reduce_op="max")) if self._bad_step is not None else -1
-        )
+        if self._bad_step is None:
+            return
+        step = int(trainer.strategy.reduce(self._bad_step.float(), reduce_op="max"))
         if step >= 0:
             last = self._last(trainer)
             rest = f"the last good checkpoint is {last}" if last.exists() else "there is no checkpoint before it"
@@ -147,14 +147,14 @@ class Checkpoints(Checkpoint):
     ) -> None:
         """Watch the loss; save and stop where due, unless a validation comes first."""
         self._watch(trainer, outputs["loss"])
-        if pl_module.device.type == "cpu" or trainer.global_step % trainer.log_every_n_steps == 0:
+        if pl_module.device.type == "cpu" or at_logging_step(trainer):
             self._check_finite(trainer)
         if (batch_idx + 1) % trainer.accumulate_grad_batches == 0 and not validation_is_due(trainer):
             self._save_or_stop(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save and stop where due, when the validation belongs to a fit."""
-        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+        if in_fit_validation(trainer):
             self._save_or_stop(trainer)
 
     def _save_or_stop(self, trainer: L.Trainer) -> None:

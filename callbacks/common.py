@@ -11,6 +11,11 @@ def at_logging_step(trainer: L.Trainer) -> bool:
     return every > 0 and trainer.global_step % every == 0 and not trainer.fit_loop._should_accumulate()
 
 
+def in_fit_validation(trainer: L.Trainer) -> bool:
+    """Whether a validation belongs to a fit and is no sanity check."""
+    return trainer.state.fn == "fit" and not trainer.sanity_checking
+
+
 def total_steps(trainer: L.Trainer) -> int:
     """Optimizer steps of the whole fit, by --trainer.max_steps or max_epochs; 0 if it has no end."""
     total = trainer.estimated_stepping_batches

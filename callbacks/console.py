@@ -18,7 +18,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich import get_console
 from rich.table import Table
 
-from callbacks.common import total_steps
+from callbacks.common import in_fit_validation, total_steps
 from callbacks.throughput import find_throughput
 from models.base import LanguageModel
 
@@ -118,7 +118,7 @@ class Narrator(L.Callback):
     @rank_zero_only
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """How far and how well."""
-        if trainer.state.fn != "fit" or trainer.sanity_checking:
+        if not in_fit_validation(trainer):
             return
         assert isinstance(pl_module, LanguageModel)
         steps = max(1, trainer.global_step - self._first_step)

@@ -14,6 +14,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.strategies import DDPStrategy
 
+from callbacks.common import in_fit_validation
 from callbacks.console import say
 from models.growth import Carry, GrowableModel, Init, Sizes, TauPolicy, check_sizes
 
@@ -150,6 +151,6 @@ class Growth(L.Callback):
             f"growth/{group}": float(size)
             for group, size in getattr(pl_module, "parameter_token_sizes", dict)().items()
         }
-        if sizes and trainer.state.fn == "fit":
+        if sizes and in_fit_validation(trainer):
             for logger in trainer.loggers:
                 logger.log_metrics(sizes, step=trainer.global_step)

@@ -22,7 +22,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from callbacks.checkpoints import RunStopped, save_atomically
-from callbacks.common import at_logging_step, total_steps
+from callbacks.common import at_logging_step, in_fit_validation, total_steps
 from callbacks.console import say, under
 from callbacks.throughput import find_throughput
 from models.base import LanguageModel
@@ -161,7 +161,7 @@ class Record(L.Callback):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """A point of the validation's results."""
         assert isinstance(pl_module, LanguageModel)
-        if self.record and trainer.state.fn == "fit":
+        if self.record and in_fit_validation(trainer):
             self.record["history"].append(self._point(trainer, pl_module, "val/"))
             self._write(trainer, pl_module, "running")
 

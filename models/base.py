@@ -176,9 +176,8 @@ class LanguageModel(L.LightningModule):
     def loss(self, batch: Batch) -> Tensor:
         """Mean cross-entropy in nats over the scored positions; the head works on these alone."""
         inputs_BT, targets_BT = batch
-        index_N = (
-            (targets_BT != IGNORED).flatten().nonzero().squeeze(1)
-        )  # before the forward pass: this waits for the device
+        # Before the forward pass, as this waits for the device.
+        index_N = (targets_BT != IGNORED).flatten().nonzero().squeeze(1)
         features_ND = self.features(inputs_BT).flatten(0, 1).index_select(0, index_N)
         return F.cross_entropy(self.head(features_ND).float(), targets_BT.flatten()[index_N])
 

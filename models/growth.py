@@ -207,6 +207,7 @@ class GrowableModel(LanguageModel):
         """Add the lineage, and let the saved hyper-parameters tell the current sizes."""
         super().on_save_checkpoint(checkpoint)
         checkpoint[CHECKPOINT_KEY]["growth_events"] = self.growth_events
+        checkpoint["hyper_parameters"] |= self.parameter_token_sizes()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the lineage back; the layers size themselves when their weights are loaded."""
@@ -226,7 +227,6 @@ def grow_checkpoint(model: GrowableModel, checkpoint: dict[str, Any], sizes: Siz
     event = model.grow(sizes, optimizer, step=checkpoint["global_step"], **how)
     checkpoint["state_dict"] = model.state_dict()
     checkpoint["optimizer_states"] = [optimizer.state_dict()]
-    checkpoint["hyper_parameters"] |= model.parameter_token_sizes()
     model.on_save_checkpoint(checkpoint)
     return event
 

@@ -39,6 +39,7 @@ class _L2NormGELU(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, scores: Tensor, tau: Tensor) -> Tensor:
+        """Keep the scaled scores and their scale for the backward pass; norms are taken in at least float32."""
         dtype = torch.promote_types(scores.dtype, torch.float32)
         norm = torch.linalg.vector_norm(scores, dim=-1, keepdim=True, dtype=dtype)
         scale = (tau * torch.rsqrt(norm.square() + EPS)).to(scores.dtype)
