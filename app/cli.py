@@ -217,6 +217,8 @@ class CLI(LightningCLI):
         """Refuse a checkpoint of another model or vocabulary."""
         if self.checkpoint_path:
             check_fits(self.checkpoint, self.checkpoint_path, self.model, self.datamodule)
+            if self.verb == "fit":
+                check_optimizer(self.checkpoint, self.checkpoint_path, self.config_init["optim"])
 
 
 def trainer_mistake(error: Exception) -> str:
@@ -251,6 +253,16 @@ def check_fits(checkpoint: dict[str, Any], path: Path, model: LanguageModel, dat
     for name, value in hyper_parameters(checkpoint).items():
         if name not in (*growing, "compile", "dropout") and model.hparams.get(name) != value:
             raise ValueError(f"--ckpt_path {path} has {name} {value}, --model.{name} is {model.hparams.get(name)}")
+
+
+def check_optimizer(checkpoint: dict[str, Any], path: Path, optim: Optim) -> None:
+    """Raise ValueError if the checkpoint's optimizer state is of another algorithm than the one configured."""
+    saved = checkpoint[CHECKPOINT_KEY]["optim"]["optimizer"]
+    if saved != optim.optimizer:
+        raise ValueError(
+            f"--optim.optimizer {optim.optimizer} cannot go on from --ckpt_path {path}, whose optimizer state is "
+            f"{saved}'s; leave it out, or begin a new run"
+        )
 
 
 def _as_list(value: Any) -> list[Any]:

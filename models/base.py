@@ -21,6 +21,7 @@ from typing import Any, Protocol, cast
 import lightning as L
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
@@ -33,6 +34,7 @@ from models.optim import Optim, build_optimizer, grad_norm, lr_scale, reapply
 
 Batch = tuple[Tensor, Tensor]
 TRAINING_FLOPS = 3  # forward and backward, in forwards: the backward pass has two products for each of the forward's
+SHARDING = (FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy)
 CHECKPOINT_KEY = "greenhouse"  # our own entry in a checkpoint
 
 
@@ -43,6 +45,9 @@ def mixed_seed(*parts: int) -> int:
 
 class Layer(Protocol):
     """The mixer contract, as in the module's docstring."""
+
+    def __call__(self, x_BTD: Tensor) -> Tensor:
+        """All positions at once."""
 
     def init_state(self, batch_size: int) -> Any:
         """State before the first token."""
@@ -104,10 +109,14 @@ class LanguageModel(L.LightningModule):
         nn.init.normal_(self.embed.weight)
         nn.init.normal_(self.head.weight, std=0.02)
 
+    def depth(self) -> list[Layer]:
+        """The layers in the order of their application; one that is shared comes repeatedly."""
+        return [cast(Layer, layer) for layer in self.layers]
+
     def features(self, tokens_BT: Tensor) -> Tensor:
         """Tokens (B, T) -> normalised features (B, T, D) that the head reads."""
         x_BTD = F.dropout(rms_norm(self.embed(tokens_BT)), self.dropout, self.training)
-        for layer in self.layers:
+        for layer in self.depth():
             x_BTD = layer(x_BTD)
         return rms_norm(x_BTD)
 
@@ -116,14 +125,14 @@ class LanguageModel(L.LightningModule):
         return cast(Tensor, self.head(self.features(tokens_BT)))
 
     def init_state(self, batch_size: int) -> list[Any]:
-        """The streaming state before the first token, one entry a layer."""
-        return [cast(Layer, layer).init_state(batch_size) for layer in self.layers]
+        """The streaming state before the first token, one entry for each application of a layer."""
+        return [layer.init_state(batch_size) for layer in self.depth()]
 
     def step(self, token_B: Tensor, state: list[Any]) -> tuple[Tensor, list[Any]]:
         """One token (B,) and the state -> logits (B, V) and the next state; equal to `forward` at that position."""
         x_BD, next_state = rms_norm(self.embed(token_B)), []
-        for layer, layer_state in zip(self.layers, state, strict=True):
-            x_BD, layer_state = cast(Layer, layer).step(x_BD, layer_state)
+        for layer, layer_state in zip(self.depth(), state, strict=True):
+            x_BD, layer_state = layer.step(x_BD, layer_state)
             next_state.append(layer_state)
         return self.head(rms_norm(x_BD)), next_state
 
@@ -160,12 +169,12 @@ class LanguageModel(L.LightningModule):
         Elementwise work is not counted; attention is counted with all T^2 pairs, as is usual, although a causal kernel
         may skip half. Training costs `TRAINING_FLOPS` times as much.
         """
-        layers = sum(cast(Layer, layer).flops_per_token(seq_len) for layer in self.layers)
+        layers = sum(layer.flops_per_token(seq_len) for layer in self.depth())
         return layers + 2 * self.d_model * self.vocab_size
 
     def state_bytes(self, seq_len: int) -> int:
         """Bytes of one sequence's streaming state after `seq_len` tokens."""
-        return sum(cast(Layer, layer).state_bytes(seq_len) for layer in self.layers)
+        return sum(layer.state_bytes(seq_len) for layer in self.depth())
 
     def parameter_token_sizes(self) -> dict[str, int]:
         """Current number of parameter tokens by group; empty for a model that cannot grow."""
@@ -202,7 +211,12 @@ class LanguageModel(L.LightningModule):
         return loss
 
     def configure_optimizers(self) -> Any:
-        """AdamW by `self.optim`, its learning rate a pure function of the step."""
+        """The optimizer of `self.optim`, its learning rate a pure function of the step."""
+        if self.optim.optimizer == "muon" and (self.is_sharded() or isinstance(self.trainer.strategy, SHARDING)):
+            raise ValueError(
+                "--optim.optimizer muon orthogonalises whole matrices, and this --trainer.strategy spreads each over "
+                "the processes; use --trainer.strategy ddp or --optim.optimizer adamw"
+            )
         total_steps = int(self.trainer.estimated_stepping_batches)
         optimizer = build_optimizer(self, self.optim, fused=not self.is_sharded())
         scheduler = LambdaLR(optimizer, lambda step: lr_scale(step, total_steps, self.optim))

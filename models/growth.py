@@ -14,7 +14,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -239,9 +239,3 @@ def _no_grad(module: nn.Module, x: Tensor) -> Tensor:
 
 def _relative(new: Tensor, old: Tensor) -> float:
     return float((new - old).norm() / old.norm().clamp_min(1e-12))
-
-
-def check_choice(option: str, value: str, choices: Any) -> None:
-    """Raise ValueError unless `value` is one of the Literal type's `choices`."""
-    if value not in get_args(choices):
-        raise ValueError(f"{option} is {value!r}; choose one of {', '.join(get_args(choices))}")

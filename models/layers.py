@@ -9,7 +9,7 @@ Shapes: B batch, T time, D width, H heads, K width of a head.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
@@ -149,3 +149,9 @@ def check_positive(**options: int | float) -> None:
     for name, value in options.items():
         if value <= 0:
             raise ValueError(f"--model.{name} is {value}; it must be at least 1")
+
+
+def check_choice(option: str, value: str, choices: Any) -> None:
+    """Raise ValueError unless `value` is one of the Literal type's `choices`."""
+    if value not in get_args(choices):
+        raise ValueError(f"{option} is {value!r}; choose one of {', '.join(get_args(choices))}")

@@ -1,16 +1,19 @@
-"""The training recipe as plain data: AdamW, and the learning rate as a pure function of the step.
+"""The training recipe as plain data: AdamW or Muon, and the learning rate as a pure function of the step.
 
 lr(step) = learning_rate * lr_scale(step), where the scale warms up linearly and then follows a cosine (Loshchilov &
 Hutter, arXiv 1608.03983), stays and decays linearly (warm-up-stable-decay, arXiv 2404.06395), or stays constant.
 Decoupled weight decay (arXiv 1711.05101) touches matrices only: never norms, biases, or embeddings.
+
+Muon orthogonalises the momentum of each hidden matrix (Jordan et al. 2024, kellerjordan.github.io/posts/muon), while
+embeddings, head and vectors stay with AdamW; to Lightning the two are one optimizer.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -18,6 +21,11 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 Schedule = Literal["cosine", "wsd", "constant"]
+Algorithm = Literal["adamw", "muon"]
+MuonScale = Literal["match_rms_adamw", "original"]
+Kind = Literal["matrices", "head", "embeddings", "vectors"]
+Group = dict[str, Any]
+FIRST_MOMENTUM = 0.85  # where the warm-up of Muon's momentum begins, as in nanochat
 
 
 @dataclass(frozen=True)
@@ -25,20 +33,36 @@ class Optim:
     """How the parameters are trained; the same recipe can be used with every model.
 
     Args:
+        optimizer: Of the hidden matrices; embeddings, head and vectors are always AdamW's.
         learning_rate: Peak of the schedule.
-        weight_decay: Decoupled decay of the matrices.
+        matrix_learning_rate: Peak for the hidden matrices; None for learning_rate.
+        head_learning_rate: Peak for the head; None for learning_rate.
+        embedding_learning_rate: Peak for the embeddings; None for learning_rate.
+        weight_decay: Decoupled decay of the matrices, the head among them.
         beta1: Decay rate of Adam's first moment.
         beta2: Decay rate of Adam's second moment.
+        eps: Added to the root of Adam's second moment.
+        momentum: Of Muon.
+        momentum_warmup_steps: Optimizer steps in which Muon's momentum rises from 0.85.
+        muon_scale: Of Muon's update: RMS of AdamW's, so that learning rates carry over, or of the original.
         schedule: Shape of the learning rate after the warm-up.
         warmup_steps: Optimizer steps of linear warm-up.
         min_lr_ratio: Where cosine and wsd end, as a part of the peak.
         decay_ratio: Part of all steps in which wsd decays.
     """
 
+    optimizer: Algorithm = "adamw"
     learning_rate: float = 3e-3
+    matrix_learning_rate: float | None = None
+    head_learning_rate: float | None = None
+    embedding_learning_rate: float | None = None
     weight_decay: float = 0.01
     beta1: float = 0.9
     beta2: float = 0.98
+    eps: float = 1e-8
+    momentum: float = 0.95
+    momentum_warmup_steps: int = 0
+    muon_scale: MuonScale = "match_rms_adamw"
     schedule: Schedule = "cosine"
     warmup_steps: int = 50
     min_lr_ratio: float = 0.1
@@ -46,19 +70,33 @@ class Optim:
 
     def __post_init__(self) -> None:
         """Raise ValueError naming the first option outside its range."""
-        for name, value, good in (
-            ("learning_rate", self.learning_rate, self.learning_rate > 0),
-            ("weight_decay", self.weight_decay, self.weight_decay >= 0),
-            ("beta1", self.beta1, 0 <= self.beta1 < 1),
-            ("beta2", self.beta2, 0 <= self.beta2 < 1),
-            ("warmup_steps", self.warmup_steps, self.warmup_steps >= 0),
-            ("min_lr_ratio", self.min_lr_ratio, 0 <= self.min_lr_ratio <= 1),
-            ("decay_ratio", self.decay_ratio, 0 < self.decay_ratio <= 1),
-        ):
-            if not good:
+        rates = ("learning_rate", "matrix_learning_rate", "head_learning_rate", "embedding_learning_rate")
+        good = {name: getattr(self, name) is None or getattr(self, name) > 0 for name in rates} | {
+            "weight_decay": self.weight_decay >= 0,
+            "beta1": 0 <= self.beta1 < 1,
+            "beta2": 0 <= self.beta2 < 1,
+            "eps": self.eps > 0,
+            "momentum": 0 <= self.momentum < 1,
+            "momentum_warmup_steps": self.momentum_warmup_steps >= 0,
+            "warmup_steps": self.warmup_steps >= 0,
+            "min_lr_ratio": 0 <= self.min_lr_ratio <= 1,
+            "decay_ratio": 0 < self.decay_ratio <= 1,
+        }
+        for name, is_good in good.items():
+            if not is_good:
                 raise ValueError(
-                    f"--optim.{name} {value} is out of range; `python -m app fit --help` gives the defaults"
+                    f"--optim.{name} {getattr(self, name)} is out of range; `python -m app fit --help` gives the "
+                    "defaults"
                 )
+
+    def peak(self, kind: Kind) -> float:
+        """Peak learning rate of a kind of parameters."""
+        own = {
+            "matrices": self.matrix_learning_rate,
+            "head": self.head_learning_rate,
+            "embeddings": self.embedding_learning_rate,
+        }
+        return own.get(kind) or self.learning_rate
 
 
 def cosine(progress: float, floor: float) -> float:
@@ -84,34 +122,91 @@ def lr_scale(step: int, total_steps: int, optim: Optim) -> float:
     return 1.0
 
 
-def decay_groups(module: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Two parameter groups: matrices with weight decay; embeddings, norms, biases and other vectors without."""
+def parameters_by_kind(module: nn.Module) -> dict[Kind, list[nn.Parameter]]:
+    """Trained parameters of a model: hidden matrices, head, embeddings (a tied head is one), and vectors."""
     embeddings = {id(p) for m in module.modules() if isinstance(m, nn.Embedding) for p in m.parameters(recurse=False)}
-    parameters = [p for p in module.parameters() if p.requires_grad]
-    decayed = [p for p in parameters if p.ndim >= 2 and id(p) not in embeddings]
-    spared = [p for p in parameters if p.ndim < 2 or id(p) in embeddings]
-    groups: list[dict[str, object]] = [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": spared, "weight_decay": 0.0},
-    ]
-    return [group for group in groups if group["params"]]
+    head = {id(p) for name, p in module.named_parameters() if name.startswith("head.")}
+    kinds: dict[Kind, list[nn.Parameter]] = {"matrices": [], "head": [], "embeddings": [], "vectors": []}
+    for p in module.parameters():
+        if p.requires_grad:
+            kind: Kind = "embeddings" if id(p) in embeddings else "head" if id(p) in head else "matrices"
+            kinds["vectors" if p.ndim < 2 else kind].append(p)
+    return kinds
+
+
+def group_options(kind: Kind, optim: Optim) -> Group:
+    """What the recipe says of one kind of parameters, as options of a parameter group."""
+    decay = optim.weight_decay if kind in ("matrices", "head") else 0.0
+    options: Group = {"kind": kind, "initial_lr": optim.peak(kind), "weight_decay": decay}
+    if kind == "matrices" and optim.optimizer == "muon":
+        momentum = {"peak_momentum": optim.momentum, "momentum_warmup_steps": optim.momentum_warmup_steps}
+        return options | momentum | {"adjust_lr_fn": optim.muon_scale}
+    return options | {"betas": (optim.beta1, optim.beta2), "eps": optim.eps}
 
 
 def build_optimizer(module: nn.Module, optim: Optim, fused: bool = True) -> Optimizer:
-    """AdamW over the two groups of `decay_groups`; fused where PyTorch has a kernel for the device."""
-    groups = decay_groups(module, optim.weight_decay)
-    return torch.optim.AdamW(groups, lr=optim.learning_rate, betas=(optim.beta1, optim.beta2), fused=fused)
+    """One optimizer over a group for each kind of parameters; fused where PyTorch has a kernel for the device."""
+    groups: list[Group] = [
+        {"params": parameters, "lr": optim.peak(kind)} | group_options(kind, optim)
+        for kind, parameters in parameters_by_kind(module).items()
+        if parameters
+    ]
+    if optim.optimizer == "muon":
+        return MuonAdamW(groups, fused)
+    return torch.optim.AdamW(groups, fused=fused)
+
+
+def warmed_momentum(step: int, momentum: float, warmup_steps: int) -> float:
+    """Muon's momentum at its `step`-th update, from 0: up from 0.85 in `warmup_steps`, then `momentum`."""
+    progress = min(1.0, step / warmup_steps) if warmup_steps else 1.0
+    return momentum * progress + min(FIRST_MOMENTUM, momentum) * (1 - progress)
+
+
+class MuonAdamW(Optimizer):
+    """Muon for the group of kind "matrices" and AdamW for the others, as one optimizer with one state.
+
+    Both work on this object's groups and state, so that a checkpoint, a schedule and growth see nothing special.
+
+    Args:
+        groups: Parameter groups as `build_optimizer` makes them; matrices must have two dimensions.
+        fused: Whether AdamW is fused.
+    """
+
+    def __init__(self, groups: list[Group], fused: bool) -> None:
+        super().__init__([{"updates": 0, "fused": fused} | group for group in groups], {})
+
+    def _delegates(self) -> tuple[Optimizer, Optimizer]:
+        matrices = [group for group in self.param_groups if group["kind"] == "matrices"]
+        others = [group for group in self.param_groups if group["kind"] != "matrices"]
+        if not hasattr(self, "_pair"):  # also after a copy, which takes groups and state only
+            self._pair: tuple[Optimizer, Optimizer] = (torch.optim.Muon(matrices), torch.optim.AdamW(others))
+        for optimizer, groups in zip(self._pair, (matrices, others), strict=True):
+            optimizer.param_groups, optimizer.state = groups, self.state
+        return self._pair
+
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Update all groups; Muon's momentum follows its warm-up."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        delegates = self._delegates()
+        for group in self.param_groups:
+            if group["kind"] == "matrices":
+                warmup = group["momentum_warmup_steps"]
+                group["momentum"] = warmed_momentum(group["updates"], group["peak_momentum"], warmup)
+            group["updates"] += 1
+        for optimizer in delegates:
+            optimizer.step()
+        return loss
 
 
 def reapply(scheduler: LambdaLR, optim: Optim) -> None:
     """Put the recipe's constants back over those that a checkpoint brought: what is configured now holds."""
-    scheduler.base_lrs = [optim.learning_rate] * len(scheduler.base_lrs)
-    for group, scale in zip(scheduler.optimizer.param_groups, scheduler.lr_lambdas, strict=True):
-        group["betas"] = (optim.beta1, optim.beta2)
-        group["initial_lr"] = optim.learning_rate
-        group["lr"] = optim.learning_rate * scale(scheduler.last_epoch)
-        if group["weight_decay"]:
-            group["weight_decay"] = optim.weight_decay
+    for index, (group, scale) in enumerate(zip(scheduler.optimizer.param_groups, scheduler.lr_lambdas, strict=True)):
+        group.update(group_options(group["kind"], optim))
+        scheduler.base_lrs[index] = group["initial_lr"]
+        group["lr"] = group["initial_lr"] * scale(scheduler.last_epoch)
 
 
 def grad_norm(parameters: Iterable[nn.Parameter]) -> torch.Tensor:

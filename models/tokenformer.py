@@ -18,10 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from models.growth import GrowableModel, Init, TauPolicy, check_choice, new_rows
+from models.growth import GrowableModel, Init, TauPolicy, new_rows
 from models.layers import (
     ROPE_BASE,
     KVCache,
+    check_choice,
     check_heads,
     check_positive,
     layer_norm,

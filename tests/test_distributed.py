@@ -93,3 +93,16 @@ def test_a_batch_that_does_not_split_is_refused(fit):
     process = fit("--trainer.devices 3 --trainer.strategy ddp --run_dir odd", expect=2)
     assert process.stderr.count("error:") == 1
     assert "--data.batch_size 4 does not split over 3 processes" in process.stderr
+
+
+def test_muon_is_one_optimizer_over_two_processes_and_refuses_sharding(fit):
+    muon = "--optim.optimizer muon"
+    fit(f"{muon} {GROWTH} {DDP} --run_dir muon_two")
+    assert_equal(*(torch.load(fit.cwd / "muon_two" / f"rank{r}.pt", weights_only=True) for r in (0, 1)))
+    fit(f"{muon} {GROWTH} --run_dir muon_one")
+    one, two = read_checkpoint(last(fit, "muon_one")), read_checkpoint(last(fit, "muon_two"))
+    for name, value in one["state_dict"].items():
+        torch.testing.assert_close(two["state_dict"][name], value, rtol=0, atol=1e-3)  # its products are bfloat16
+    process = fit(f"{muon} {FSDP} --run_dir muon_sharded", expect=2)
+    assert "--optim.optimizer muon" in process.stderr
+    assert not (fit.cwd / "muon_sharded").exists()

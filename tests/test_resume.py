@@ -13,6 +13,7 @@ from callbacks import AtomicCheckpointIO, Checkpoints, Growth, RunStopped
 from callbacks.checkpoints import save_atomically
 from datamodules import CharText
 from models import TokenFormer, Transformer
+from models.optim import Optim
 
 STEPS, EPOCH, VALIDATION = 24, 10, 7  # steps in all, batches an epoch, batches between validations
 SCHEDULE = {"steps": [6, 15], "num_param_tokens": [6, 9], "num_ffn_param_tokens": [8, 12], "rewarm_steps": 3}
@@ -37,12 +38,18 @@ def text(tmp_path_factory):
     return path
 
 
-def fit(text, folder, *, stop=None, ckpt=None, accumulate=1, schedule=SCHEDULE, model=None, **trainer_options):
+MUON = Optim(optimizer="muon", warmup_steps=2, momentum_warmup_steps=12)
+
+
+def fit(
+    text, folder, *, stop=None, ckpt=None, accumulate=1, schedule=SCHEDULE, model=None, optim=None, **trainer_options
+):
     L.seed_everything(3, verbose=False)
     data = CharText(corpus=str(text), seq_len=16, batch_size=4, seed=3)
     model = model or TokenFormer(
         vocab_size=data.vocab_size, d_model=16, num_heads=2, num_param_tokens=4, num_ffn_param_tokens=8, dropout=0.1
     )
+    model.optim = optim or model.optim
     callbacks = [Growth(**schedule), Checkpoints(every_n_steps=5), *([StopBefore(stop)] if stop else [])]
     options = {"max_steps": STEPS, "limit_train_batches": EPOCH, "val_check_interval": VALIDATION}
     options |= {"limit_val_batches": 1} | trainer_options
@@ -101,21 +108,25 @@ def test_interrupted_twice(text, uninterrupted, tmp_path):
     assert_same_run(fit(text, tmp_path, ckpt=last), uninterrupted)
 
 
-def test_with_accumulation_it_stops_between_windows(text, tmp_path):
-    options = {"accumulate": 2, "max_steps": 12, "schedule": SCHEDULE | {"steps": [3, 8]}}
+@pytest.mark.parametrize("optim", [Optim(), MUON])
+def test_with_accumulation_it_stops_between_windows(text, tmp_path, optim):
+    options = {"accumulate": 2, "max_steps": 12, "schedule": SCHEDULE | {"steps": [3, 8]}, "optim": optim}
     whole = fit(text, tmp_path / "whole", **options)
     last = fit(text, tmp_path / "cut", stop=5, **options)
     assert read_checkpoint(last)["global_step"] == 5
     assert_same_run(fit(text, tmp_path / "cut", ckpt=last, **options), whole)
 
 
-@pytest.mark.parametrize("carry", ["per_row", "mean", "zeros", "reset"])
-def test_growing_the_file_is_growing_in_the_fit(text, tmp_path, carry):
+@pytest.mark.parametrize(
+    ("carry", "optim"),
+    [("per_row", Optim()), ("per_row", MUON), ("mean", Optim()), ("zeros", Optim()), ("reset", MUON)],
+)
+def test_growing_the_file_is_growing_in_the_fit(text, tmp_path, carry, optim):
     schedule = {"steps": [6], "num_param_tokens": [7], "num_ffn_param_tokens": [12], "carry": carry, "rewarm_steps": 4}
-    whole = fit(text, tmp_path / "whole", schedule=schedule)
-    small = fit(text, tmp_path / "small", stop=6, schedule={})
+    whole = fit(text, tmp_path / "whole", schedule=schedule, optim=optim)
+    small = fit(text, tmp_path / "small", stop=6, schedule={}, optim=optim)
     grow(small, tmp_path / "grown.ckpt", num_param_tokens=7, num_ffn_param_tokens=12, carry=carry, rewarm_steps=4)
-    assert_same_run(fit(text, tmp_path / "small", ckpt=tmp_path / "grown.ckpt", schedule={}), whole)
+    assert_same_run(fit(text, tmp_path / "small", ckpt=tmp_path / "grown.ckpt", schedule={}, optim=optim), whole)
 
 
 def test_a_checkpoint_from_after_growth_loads_by_lightning_too(text, uninterrupted):
@@ -156,8 +167,6 @@ def test_grow_refuses_a_model_without_parameter_tokens(text, tmp_path):
 
 
 def test_recipe_on_the_command_line_holds_on_resume(text, tmp_path):
-    from models.optim import Optim
-
     last = fit(text, tmp_path, stop=6, schedule={})
     model = TokenFormer(
         vocab_size=len(set(text.read_text())), d_model=16, num_heads=2, num_param_tokens=4, num_ffn_param_tokens=8
@@ -204,7 +213,10 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(text
     assert all(torch.isfinite(value).all() for value in copy.copy(checkpoint["state_dict"]).values())
 
 
-@pytest.mark.parametrize("options", [{"precision": "bf16-mixed"}, {"gradient_clip_val": 0.01}])
+@pytest.mark.parametrize(
+    "options",
+    [{"precision": "bf16-mixed"}, {"gradient_clip_val": 0.01}, {"optim": MUON, "gradient_clip_val": 0.01}],
+)
 def test_growth_goes_with_precision_and_clipping_and_still_resumes(text, tmp_path, options):
     whole = fit(text, tmp_path / "whole", **options)
     last = fit(text, tmp_path / "cut", stop=12, **options)

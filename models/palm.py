@@ -1,0 +1,245 @@
+"""Palm: attention on detail, a gated running sum in the place of attention, in layers that are applied repeatedly.
+
+Queries, keys and values are normalised and rotated as attention's are, but every channel attends alone: y_t = ReLU(q_t)
+* sum_{s<=t} sigmoid(k_s) * v_s, or the form of AFT-simple (Zhai et al., arXiv 2105.14103, equation 3, causal), y_t =
+sigmoid(q_t) * sum_{s<=t} exp(k_s) v_s / sum_{s<=t} exp(k_s); a single-layer SwiGLU reads y. The mixer and a SwiGLU
+network (Shazeer, arXiv 2002.05202) are parallel branches of a block, as in PaLM (arXiv 2204.02311, section 2), and
+blocks share their weights over recursions. After Srivastava's Palm (github.com/SrijanSriv211/Palm), whose mixer attends
+over a fixed window. O(T D (D + rank)) a block, without a maximum length; the state is one or two running sums.
+
+Shapes: B batch, T time, D width, H heads, K width of a head, R rank.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.base import LanguageModel, Layer
+from models.layers import ROPE_BASE, check_choice, check_heads, check_positive, place, rms_norm, split_heads
+from models.scan import cumulative_sum
+
+Mixing = Literal["detail", "aft"]
+Recursion = Literal["each", "all"]
+
+
+def attention_on_detail(q_BTD: Tensor, k_BTD: Tensor, v_BTD: Tensor) -> Tensor:
+    """ReLU(q_t) * sum_{s<=t} sigmoid(k_s) * v_s, channel by channel: three (B, T, D) -> (B, T, D)."""
+    y_BTD: Tensor = F.relu(q_BTD) * cumulative_sum(k_BTD.sigmoid() * v_BTD)
+    return y_BTD
+
+
+def attention_free(q_BTD: Tensor, k_BTD: Tensor, v_BTD: Tensor, bound: float) -> Tensor:
+    """AFT-simple, causal: sigmoid(q_t) times the mean of v_s, s <= t, weighted by exp(k_s); (B, T, D) all of them.
+
+    Keys are at most `bound`, as QK-norm makes them: exp(k - bound) never overflows, however long the sequence, and
+    down to k = -bound, with a bound of 40, it is far from underflow.
+    """
+    weight = (k_BTD.float() if k_BTD.dtype != torch.float64 else k_BTD).sub(bound).exp()
+    y_BTD: Tensor = q_BTD.sigmoid() * cumulative_sum(weight * v_BTD) / cumulative_sum(weight)
+    return y_BTD
+
+
+def mixing_reference(q_BTD: Tensor, k_BTD: Tensor, v_BTD: Tensor, mixing: Mixing) -> Tensor:
+    """Either of the two, one position at a time, as the formulas say it."""
+    outputs = []
+    for t in range(q_BTD.size(1)):
+        k, v = k_BTD[:, : t + 1], v_BTD[:, : t + 1]
+        if mixing == "detail":
+            outputs.append(F.relu(q_BTD[:, t]) * (k.sigmoid() * v).sum(1))
+        else:
+            outputs.append(q_BTD[:, t].sigmoid() * (k.softmax(1) * v).sum(1))
+    return torch.stack(outputs, 1)
+
+
+class FactorisedLinear(nn.Module):
+    """(..., D) -> (..., D) through `rank` squared ReLUs; a plain linear map if `rank` is None."""
+
+    def __init__(self, d_model: int, rank: int | None) -> None:
+        super().__init__()
+        self.down = nn.Linear(d_model, rank, bias=False) if rank else None
+        self.up = nn.Linear(rank or d_model, d_model, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., D)."""
+        y: Tensor = self.up(x if self.down is None else F.relu(self.down(x)).square())
+        return y
+
+
+class FactorisedEmbedding(nn.Embedding):
+    """Tokens -> (..., D) by a table of `rank` columns and one matrix for all tokens (ALBERT, arXiv 1909.11942)."""
+
+    def __init__(self, vocab_size: int, d_model: int, rank: int) -> None:
+        super().__init__(vocab_size, rank)
+        self.up = nn.Parameter(torch.randn(d_model, rank) * rank**-0.5)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Tokens (...) -> (..., D)."""
+        return F.linear(super().forward(tokens), self.up)
+
+
+class RunningSums(NamedTuple):
+    """What a block remembers: sums over the positions so far, in float32, and their number.
+
+    values: (B, D). weights: (B, D), or (B, 0) where the mixing needs none.
+    """
+
+    values: Tensor
+    weights: Tensor
+    length: int
+
+
+class Block(nn.Module):
+    """(B, T, D) -> (B, T, D): x + Attention(norm x) + SwiGLU(norm x).
+
+    Args:
+        d_model: Width.
+        num_heads: Heads, within each of which queries and keys are normalised and rotated.
+        rank: Rank of the factorised queries, keys and values; None for full matrices.
+        ffn_width: Hidden width of the SwiGLU network.
+        mixing: Attention on detail, or AFT-simple.
+        rope_base: Base of the rotary positions' frequencies.
+        num_outputs: Blocks applied in the model, whose outputs add up.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        num_heads: int,
+        rank: int | None,
+        ffn_width: int,
+        mixing: Mixing,
+        rope_base: float,
+        num_outputs: int,
+    ) -> None:
+        super().__init__()
+        self.d_model, self.num_heads, self.rope_base, self.num_outputs = d_model, num_heads, rope_base, num_outputs
+        self.mixing = mixing
+        self.bound = float((d_model // num_heads) ** 0.5)  # of a key of unit root mean square, rotated
+        self.query, self.key, self.value = (FactorisedLinear(d_model, rank) for _ in range(3))
+        self.mix_gate = nn.Linear(d_model, d_model, bias=False)
+        self.mix_out = nn.Linear(d_model, d_model, bias=False)
+        self.gate = nn.Linear(d_model, ffn_width, bias=False)
+        self.up = nn.Linear(d_model, ffn_width, bias=False)
+        self.down = nn.Linear(ffn_width, d_model, bias=False)
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """Every matrix U(-1/sqrt fan_in, 1/sqrt fan_in), except mix_out and down: N(0, 1 / (4 fan_in num_outputs))."""
+        for linear in (module for module in self.modules() if isinstance(module, nn.Linear)):
+            nn.init.uniform_(linear.weight, -(linear.in_features**-0.5), linear.in_features**-0.5)
+        for linear in (self.mix_out, self.down):
+            nn.init.normal_(linear.weight, std=0.5 * (linear.in_features * self.num_outputs) ** -0.5)
+
+    def place(self, x_BTD: Tensor, start: int) -> Tensor:
+        """Queries or keys (B, T, D), head by head of unit root mean square and rotated by their positions."""
+        return place(split_heads(x_BTD, self.num_heads), start, self.rope_base).transpose(1, 2).flatten(2)
+
+    def add_branches(self, x: Tensor, normed: Tensor, mixed: Tensor) -> Tensor:
+        """Add to x the single-layer SwiGLU of what was mixed and the SwiGLU network of the normed x, all (..., D)."""
+        mixed = rms_norm(mixed).to(x.dtype)
+        attention = F.silu(self.mix_gate(mixed)) * self.mix_out(mixed)
+        y: Tensor = x + attention + self.down(F.silu(self.gate(normed)) * self.up(normed))
+        return y
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        """(B, T, D) -> (B, T, D)."""
+        normed = rms_norm(x_BTD)
+        q, k = self.place(self.query(normed), 0), self.place(self.key(normed), 0)
+        v = self.value(normed)
+        mixed = attention_on_detail(q, k, v) if self.mixing == "detail" else attention_free(q, k, v, self.bound)
+        return self.add_branches(x_BTD, normed, mixed)
+
+    def init_state(self, batch_size: int) -> RunningSums:
+        """Sums over no positions."""
+        values = self.mix_out.weight.new_zeros(batch_size, self.d_model, dtype=torch.float32)
+        return RunningSums(values, values if self.mixing == "aft" else values[:, :0], 0)
+
+    def step(self, x_BD: Tensor, state: RunningSums) -> tuple[Tensor, RunningSums]:
+        """One position (B, D) of `forward`."""
+        normed = rms_norm(x_BD)
+        q, k = (self.place(project(normed)[:, None], state.length)[:, 0] for project in (self.query, self.key))
+        v, weights = self.value(normed), state.weights
+        if self.mixing == "detail":
+            values = state.values + (k.sigmoid() * v)
+            mixed = F.relu(q) * values
+        else:
+            weight = k.float().sub(self.bound).exp()
+            values, weights = state.values + weight * v, weights + weight
+            mixed = q.sigmoid() * values / weights
+        return self.add_branches(x_BD, normed, mixed), RunningSums(values, weights, state.length + 1)
+
+    def flops_per_token(self, seq_len: int) -> int:
+        """The matrices, all of them linear maps."""
+        return 2 * sum(parameter.numel() for parameter in self.parameters())
+
+    def state_bytes(self, seq_len: int) -> int:
+        """One sum, or two, in float32."""
+        return (8 if self.mixing == "aft" else 4) * self.d_model
+
+
+class Palm(LanguageModel):
+    """Parallel blocks of cumulative attention and SwiGLU, applied recursively; no maximum length, constant state.
+
+    Args:
+        vocab_size: Number of tokens; the data gives it.
+        d_model: Width.
+        num_layers: Distinct blocks.
+        num_recursions: Times each block is applied, with the same weights.
+        recursion: Repeat each block in its place, or all of them one after the other.
+        num_heads: Heads, within each of which queries and keys are normalised and rotated.
+        rank: Rank of the factorised queries, keys and values; null for full matrices.
+        embedding_rank: Rank of the factorised embedding; null for a full table.
+        mixing: Attention on detail, ReLU(q) sum sigmoid(k) v, or AFT-simple, sigmoid(q) sum exp(k) v / sum exp(k).
+        rope_base: Base of the rotary positions' frequencies.
+        ffn_ratio: Hidden width of the SwiGLU network, in widths.
+        dropout: Probability of dropping embedded features in training.
+        compile: Compile each block with torch.compile.
+    """
+
+    def __init__(
+        self,
+        *,
+        vocab_size: int,
+        d_model: int = 128,
+        num_layers: int = 1,
+        num_recursions: int = 2,
+        recursion: Recursion = "all",
+        num_heads: int = 8,
+        rank: int | None = 32,
+        embedding_rank: int | None = 32,
+        mixing: Mixing = "detail",
+        rope_base: float = ROPE_BASE,
+        ffn_ratio: int = 2,
+        dropout: float = 0.0,
+        compile: bool = False,
+    ) -> None:
+        check_positive(num_recursions=num_recursions, ffn_ratio=ffn_ratio, rope_base=rope_base)
+        ranks = {"rank": rank, "embedding_rank": embedding_rank}
+        check_positive(**{name: value for name, value in ranks.items() if value is not None})
+        check_choice("--model.mixing", mixing, Mixing)
+        check_choice("--model.recursion", recursion, Recursion)
+        check_heads(d_model, num_heads)
+        blocks = [
+            Block(d_model, num_heads, rank, ffn_ratio * d_model, mixing, rope_base, num_layers * num_recursions)
+            for _ in range(num_layers)
+        ]
+        super().__init__(vocab_size, d_model, list(blocks), tie_embeddings=False, dropout=dropout, compile=compile)
+        self.num_recursions, self.recursion, self.embedding_rank = num_recursions, recursion, embedding_rank
+        if embedding_rank is not None:
+            self.embed = FactorisedEmbedding(vocab_size, d_model, embedding_rank)
+        self.save_hyperparameters(logger=False)
+
+    def depth(self) -> list[Layer]:
+        """Each block `num_recursions` times, in place or in turn."""
+        blocks = super().depth()
+        if self.recursion == "all":
+            return blocks * self.num_recursions
+        return [block for block in blocks for _ in range(self.num_recursions)]
+
+    def flops_per_token(self, seq_len: int) -> int:
+        """Those of blocks and head, and the second factor of the embedding."""
+        return super().flops_per_token(seq_len) + 2 * self.d_model * (self.embedding_rank or 0)

@@ -1,0 +1,81 @@
+"""Sums over time of any length, computed by chunks.
+
+y_t = Σ_{s<=t} x_s splits into a scan inside each chunk, the carry (the sum of all earlier chunks' totals), and their
+combination. Chunks are independent of each other, which a GPU likes, and additions chain over a chunk and the number of
+chunks instead of over all of time, so that rounding errors stay small. O(T) work, no maximum length.
+
+Shapes: B batch, T time, D width, N chunks, C positions of a chunk.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+CHUNK_SIZE = 64
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The type that sums of `dtype` are kept in: float32, or float64 where that is what is summed."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def split_chunks(x_BTD: Tensor, chunk_size: int) -> Tensor:
+    """(B, T, D) -> (B, N, C, D), the last chunk filled up with zeros; a chunk is never longer than the sequence."""
+    chunk_size = min(chunk_size, x_BTD.size(1))
+    if x_BTD.size(1) % chunk_size:
+        x_BTD = F.pad(x_BTD, (0, 0, 0, -x_BTD.size(1) % chunk_size))
+    x_BNCD: Tensor = x_BTD.unflatten(1, (-1, chunk_size))
+    return x_BNCD
+
+
+def chunked_sum(x_BTD: Tensor, chunk_size: int) -> Tensor:
+    """Inclusive sums over time of (B, T, D): scan of each chunk, then the earlier chunks' totals on top."""
+    y_BNCD = split_chunks(x_BTD, chunk_size).cumsum(2)
+    y_BNCD[:, 1:] += y_BNCD[:, :-1, -1].cumsum(1).unsqueeze(2)
+    return y_BNCD.flatten(1, 2)[:, : x_BTD.size(1)]
+
+
+def reversed_sum(x_BTD: Tensor, chunk_size: int) -> Tensor:
+    """Sums over each position and all later ones: from the totals of its own and later chunks, what came before."""
+    x_BNCD = split_chunks(x_BTD, chunk_size)
+    y_BNCD = x_BNCD.cumsum(2)
+    rest_BND = y_BNCD[:, :, -1].flip(1).cumsum(1).flip(1)
+    y_BNCD = torch.sub(x_BNCD, y_BNCD).add_(rest_BND.unsqueeze(2))
+    return y_BNCD.flatten(1, 2)[:, : x_BTD.size(1)]
+
+
+class CumulativeSum(torch.autograd.Function):
+    """A sum over time whose gradient is the reversed sum: it keeps nothing for the backward pass and copies less."""
+
+    @staticmethod
+    def forward(ctx: Any, x_BTD: Tensor, chunk_size: int) -> Tensor:
+        """(B, T, D) -> (B, T, D)."""
+        ctx.chunk_size = chunk_size
+        return chunked_sum(x_BTD, chunk_size)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        """Every later output has the position in it."""
+        return reversed_sum(gradients[0], ctx.chunk_size), None
+
+
+def cumulative_sum(x_BTD: Tensor, chunk_size: int = CHUNK_SIZE) -> Tensor:
+    """Inclusive sums over time: (B, T, D) -> (B, T, D) in float32, or in float64 if that is given.
+
+    `chunk_size` positions are summed one after the other; it matters for speed and rounding only.
+    """
+    x_BTD = x_BTD.to(accumulation_dtype(x_BTD.dtype))
+    return cast(Tensor, CumulativeSum.apply(x_BTD, chunk_size))
+
+
+def cumulative_sum_reference(x_BTD: Tensor) -> Tensor:
+    """The same, one position after the other."""
+    total_BD, sums = torch.zeros_like(x_BTD[:, 0], dtype=accumulation_dtype(x_BTD.dtype)), []
+    for x_BD in x_BTD.unbind(1):
+        total_BD = total_BD + x_BD
+        sums.append(total_BD)
+    return torch.stack(sums, 1)

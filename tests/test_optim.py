@@ -1,0 +1,122 @@
+"""The recipe: groups, schedules, and Muon beside AdamW as one optimizer."""
+
+import copy
+
+import pytest
+import torch
+from torch.optim.lr_scheduler import LambdaLR
+
+from models import Palm, TokenFormer, Transformer
+from models.optim import Optim, build_optimizer, lr_scale, parameters_by_kind, reapply, warmed_momentum
+
+MUON = Optim(
+    optimizer="muon", learning_rate=0.01, matrix_learning_rate=0.02, head_learning_rate=0.03,
+    embedding_learning_rate=0.04, weight_decay=0.1, momentum_warmup_steps=3,
+)  # fmt: skip
+
+
+def tokenformer():
+    torch.manual_seed(0)
+    return TokenFormer(vocab_size=7, d_model=8, num_heads=2, num_param_tokens=4, num_ffn_param_tokens=6)
+
+
+def set_gradients(model, step):
+    generator = torch.Generator().manual_seed(step)
+    for p in model.parameters():
+        p.grad = torch.randn(p.shape, generator=generator)
+
+
+def train(model, optimizer, steps):
+    for step in steps:
+        set_gradients(model, step)
+        optimizer.step()
+
+
+def test_kinds_of_parameters():
+    kinds = parameters_by_kind(Transformer(vocab_size=5, d_model=8, num_heads=2, token_shift=True))
+    assert {kind: [tuple(p.shape) for p in ps] for kind, ps in kinds.items()} == {
+        "embeddings": [(5, 8)], "head": [(5, 8)], "vectors": [(8,)],
+        "matrices": [(24, 8), (8, 8), (32, 8), (8, 32)],
+    }  # fmt: skip
+    tied = parameters_by_kind(Transformer(vocab_size=5, d_model=8, num_heads=2, tie_embeddings=True))
+    assert (len(tied["embeddings"]), len(tied["head"])) == (1, 0)
+    assert len(parameters_by_kind(Palm(vocab_size=5, d_model=16))["embeddings"]) == 2  # both factors
+
+
+def test_one_optimizer_does_what_muon_and_adamw_do_apart():
+    model, twin = tokenformer(), tokenformer()
+    train(model, build_optimizer(model, MUON), range(6))
+    kinds = parameters_by_kind(twin)
+    muon = torch.optim.Muon(kinds["matrices"], lr=0.02, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    adamw = torch.optim.AdamW(
+        [
+            {"params": kinds["head"], "lr": 0.03, "weight_decay": 0.1},
+            {"params": kinds["embeddings"], "lr": 0.04, "weight_decay": 0.0},
+        ],
+        betas=(0.9, 0.98), eps=1e-8,
+    )  # fmt: skip
+    for step in range(6):
+        muon.param_groups[0]["momentum"] = (0.85, 0.85 + 0.1 / 3, 0.85 + 0.2 / 3, 0.95, 0.95, 0.95)[step]
+        set_gradients(twin, step)
+        muon.step()
+        adamw.step()
+    for one, other in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_muon_goes_on_from_its_state_bit_for_bit(copied):
+    whole = tokenformer()
+    train(whole, build_optimizer(whole, MUON), range(8))
+    model = tokenformer()
+    optimizer = build_optimizer(model, MUON)
+    train(model, optimizer, range(4))
+    if copied:
+        model, optimizer = copy.deepcopy((model, optimizer))
+    else:
+        state = copy.deepcopy(optimizer.state_dict())
+        optimizer = build_optimizer(model, MUON)
+        optimizer.load_state_dict(state)
+    train(model, optimizer, range(4, 8))
+    for one, other in zip(model.parameters(), whole.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_growth_pads_muons_momentum():
+    model = tokenformer()
+    optimizer = build_optimizer(model, MUON)
+    train(model, optimizer, range(3))
+    layer = model.layers[0].ffn
+    before = optimizer.state[layer.key_param_tokens]["momentum_buffer"].clone()
+    model.grow({"num_ffn_param_tokens": 9}, optimizer, step=3)
+    after = optimizer.state[layer.key_param_tokens]["momentum_buffer"]
+    assert torch.equal(after[:6], before)
+    assert torch.equal(after[6:], torch.zeros(3, 8))
+    train(model, optimizer, range(3, 5))
+    assert layer.key_param_tokens[6:].abs().min() > 0
+
+
+def test_what_is_configured_holds_over_what_was_saved():
+    model = tokenformer()
+    optimizer = build_optimizer(model, MUON)
+    scheduler = LambdaLR(optimizer, lambda step: lr_scale(step, 100, MUON))
+    now = Optim(optimizer="muon", learning_rate=0.5, momentum=0.5, weight_decay=0.0, warmup_steps=0)
+    reapply(scheduler, now)
+    assert {group["initial_lr"] for group in optimizer.param_groups} == set(scheduler.base_lrs) == {0.5}
+    assert {group["weight_decay"] for group in optimizer.param_groups} == {0.0}
+    train(model, optimizer, [0])
+    assert optimizer.param_groups[0]["momentum"] == 0.5
+
+
+def test_momentum_warms_up_from_below():
+    assert [round(warmed_momentum(step, 0.95, 4), 3) for step in range(6)] == [0.85, 0.875, 0.9, 0.925, 0.95, 0.95]
+    assert warmed_momentum(0, 0.95, 0) == 0.95
+    assert warmed_momentum(0, 0.5, 10) == 0.5  # never above its peak
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"eps": 0.0}, {"momentum": 1.0}, {"momentum_warmup_steps": -1}, {"head_learning_rate": 0.0}]
+)
+def test_recipes_out_of_range_are_refused(wrong):
+    with pytest.raises(ValueError, match=f"--optim.{next(iter(wrong))}"):
+        Optim(**wrong)
