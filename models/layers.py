@@ -1,4 +1,4 @@
-"""Operators that several models share: RMS norm, rotary positions, causal attention and its key-value cache.
+"""Operators that several models share: norms, rotary positions, causal attention and its key-value cache, token shift.
 
 Each is a pure function beside the streaming form that must equal it. Rotary embedding rotates the pair (x_i, x_{i+d/2})
 of position t by t * base^(-2i/d) (Su et al., arXiv 2104.09864, in the half-split layout), computed for just the
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 MIN_CACHE = 16  # positions a fresh cache has room for; it doubles from there
 ROPE_BASE = 10_000.0  # the slowest pair turns once in about 2 pi times as many positions
@@ -133,6 +133,18 @@ def rotary_attention_step(
 def causal_shift(x_BTD: Tensor, steps: int = 1) -> Tensor:
     """Delay (B, T, D) by `steps` positions, zeros first."""
     return F.pad(x_BTD, (0, 0, steps, 0))[:, : x_BTD.size(1)]
+
+
+class TokenShift(nn.Module):
+    """Two taps over time: x_t + mix * x_{t-1}, mix a learned vector, zero at the start."""
+
+    def __init__(self, d_model: int) -> None:
+        super().__init__()
+        self.mix = nn.Parameter(torch.zeros(d_model))
+
+    def forward(self, x: Tensor, previous: Tensor) -> Tensor:
+        """Two (..., D) -> (..., D)."""
+        return x + self.mix * previous
 
 
 def check_heads(d_model: int, num_heads: int) -> None:

@@ -19,7 +19,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.base import LanguageModel, Layer
-from models.layers import ROPE_BASE, check_choice, check_heads, check_positive, place, rms_norm, split_heads
+from models.layers import (
+    ROPE_BASE,
+    TokenShift,
+    causal_shift,
+    check_choice,
+    check_heads,
+    check_positive,
+    place,
+    rms_norm,
+    split_heads,
+)
 from models.scan import cumulative_sum
 
 Mixing = Literal["detail", "aft"]
@@ -84,11 +94,13 @@ class FactorisedEmbedding(nn.Embedding):
 class RunningSums(NamedTuple):
     """What a block remembers: sums over the positions so far, in float32, and their number.
 
-    values: (B, D). weights: (B, D), or (B, 0) where the mixing needs none.
+    values: (B, D). weights: (B, D), or (B, 0) where the mixing needs none. previous: the previous normalised input
+    (B, D), or (B, 0) without token shift.
     """
 
     values: Tensor
     weights: Tensor
+    previous: Tensor
     length: int
 
 
@@ -102,6 +114,7 @@ class Block(nn.Module):
         ffn_width: Hidden width of the SwiGLU network.
         mixing: Attention on detail, or AFT-simple.
         rope_base: Base of the rotary positions' frequencies.
+        token_shift: Let queries, keys and values see the previous position too.
         num_outputs: Blocks applied in the model, whose outputs add up.
     """
 
@@ -113,12 +126,14 @@ class Block(nn.Module):
         ffn_width: int,
         mixing: Mixing,
         rope_base: float,
+        token_shift: bool,
         num_outputs: int,
     ) -> None:
         super().__init__()
         self.d_model, self.num_heads, self.rope_base, self.num_outputs = d_model, num_heads, rope_base, num_outputs
         self.mixing = mixing
         self.bound = float((d_model // num_heads) ** 0.5)  # of a key of unit root mean square, rotated
+        self.shift = TokenShift(d_model) if token_shift else None
         self.query, self.key, self.value = (FactorisedLinear(d_model, rank) for _ in range(3))
         self.mix_gate = nn.Linear(d_model, d_model, bias=False)
         self.mix_out = nn.Linear(d_model, d_model, bias=False)
@@ -148,21 +163,26 @@ class Block(nn.Module):
     def forward(self, x_BTD: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
         normed = rms_norm(x_BTD)
-        q, k = self.place(self.query(normed), 0), self.place(self.key(normed), 0)
-        v = self.value(normed)
+        seen = normed if self.shift is None else self.shift(normed, causal_shift(normed))
+        q, k = self.place(self.query(seen), 0), self.place(self.key(seen), 0)
+        v = self.value(seen)
         mixed = attention_on_detail(q, k, v) if self.mixing == "detail" else attention_free(q, k, v, self.bound)
         return self.add_branches(x_BTD, normed, mixed)
 
     def init_state(self, batch_size: int) -> RunningSums:
         """Sums over no positions."""
         values = self.mix_out.weight.new_zeros(batch_size, self.d_model, dtype=torch.float32)
-        return RunningSums(values, values if self.mixing == "aft" else values[:, :0], 0)
+        previous = self.mix_out.weight.new_zeros(batch_size, self.d_model if self.shift is not None else 0)
+        return RunningSums(values, values if self.mixing == "aft" else values[:, :0], previous, 0)
 
     def step(self, x_BD: Tensor, state: RunningSums) -> tuple[Tensor, RunningSums]:
         """One position (B, D) of `forward`."""
-        normed = rms_norm(x_BD)
-        q, k = (self.place(project(normed)[:, None], state.length)[:, 0] for project in (self.query, self.key))
-        v, weights = self.value(normed), state.weights
+        normed, previous = rms_norm(x_BD), state.previous
+        seen = normed
+        if self.shift is not None:
+            seen, previous = self.shift(normed, previous), normed
+        q, k = (self.place(project(seen)[:, None], state.length)[:, 0] for project in (self.query, self.key))
+        v, weights = self.value(seen), state.weights
         if self.mixing == "detail":
             values = state.values + (k.sigmoid() * v)
             mixed = F.relu(q) * values
@@ -170,15 +190,16 @@ class Block(nn.Module):
             weight = k.float().sub(self.bound).exp()
             values, weights = state.values + weight * v, weights + weight
             mixed = q.sigmoid() * values / weights
-        return self.add_branches(x_BD, normed, mixed), RunningSums(values, weights, state.length + 1)
+        return self.add_branches(x_BD, normed, mixed), RunningSums(values, weights, previous, state.length + 1)
 
     def flops_per_token(self, seq_len: int) -> int:
         """The matrices, all of them linear maps."""
-        return 2 * sum(parameter.numel() for parameter in self.parameters())
+        return 2 * sum(parameter.numel() for parameter in self.parameters() if parameter.ndim == 2)
 
     def state_bytes(self, seq_len: int) -> int:
-        """One sum, or two, in float32."""
-        return (8 if self.mixing == "aft" else 4) * self.d_model
+        """One sum, or two, in float32; one input where there is a token shift."""
+        shift = self.mix_out.weight.element_size() if self.shift is not None else 0
+        return ((8 if self.mixing == "aft" else 4) + shift) * self.d_model
 
 
 class Palm(LanguageModel):
@@ -195,6 +216,7 @@ class Palm(LanguageModel):
         embedding_rank: Rank of the factorised embedding; null for a full table.
         mixing: Attention on detail, ReLU(q) sum sigmoid(k) v, or AFT-simple, sigmoid(q) sum exp(k) v / sum exp(k).
         rope_base: Base of the rotary positions' frequencies.
+        token_shift: Let queries, keys and values see each position's predecessor too (two taps).
         ffn_ratio: Hidden width of the SwiGLU network, in widths.
         dropout: Probability of dropping embedded features in training.
         compile: Compile each block with torch.compile.
@@ -213,6 +235,7 @@ class Palm(LanguageModel):
         embedding_rank: int | None = 32,
         mixing: Mixing = "detail",
         rope_base: float = ROPE_BASE,
+        token_shift: bool = False,
         ffn_ratio: int = 2,
         dropout: float = 0.0,
         compile: bool = False,
@@ -224,7 +247,16 @@ class Palm(LanguageModel):
         check_choice("--model.recursion", recursion, Recursion)
         check_heads(d_model, num_heads)
         blocks = [
-            Block(d_model, num_heads, rank, ffn_ratio * d_model, mixing, rope_base, num_layers * num_recursions)
+            Block(
+                d_model,
+                num_heads,
+                rank,
+                ffn_ratio * d_model,
+                mixing,
+                rope_base,
+                token_shift,
+                num_layers * num_recursions,
+            )
             for _ in range(num_layers)
         ]
         super().__init__(vocab_size, d_model, list(blocks), tie_embeddings=False, dropout=dropout, compile=compile)

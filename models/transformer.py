@@ -10,7 +10,6 @@ Shapes: B batch, T time, D width, H heads.
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -18,6 +17,7 @@ from models.base import LanguageModel
 from models.layers import (
     ROPE_BASE,
     KVCache,
+    TokenShift,
     causal_shift,
     check_heads,
     check_positive,
@@ -27,18 +27,6 @@ from models.layers import (
 )
 
 BlockState = tuple[KVCache, Tensor]
-
-
-class TokenShift(nn.Module):
-    """Two taps over time: x_t + mix * x_{t-1}, mix a learned vector, zero at the start."""
-
-    def __init__(self, d_model: int) -> None:
-        super().__init__()
-        self.mix = nn.Parameter(torch.zeros(d_model))
-
-    def forward(self, x: Tensor, previous: Tensor) -> Tensor:
-        """Two (..., D) -> (..., D)."""
-        return x + self.mix * previous
 
 
 class Block(nn.Module):

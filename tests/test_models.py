@@ -24,7 +24,15 @@ MODELS = {
     ),
     "Palm": lambda **kw: Palm(vocab_size=11, d_model=16, num_heads=2, rank=3, embedding_rank=5, **kw),
     "Palm-aft": lambda **kw: Palm(
-        vocab_size=11, d_model=16, num_heads=2, rank=None, embedding_rank=None, mixing="aft", recursion="each", **kw
+        vocab_size=11,
+        d_model=16,
+        num_heads=2,
+        rank=None,
+        embedding_rank=None,
+        mixing="aft",
+        recursion="each",
+        token_shift=True,
+        **kw,
     ),
 }
 
