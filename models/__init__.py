@@ -1,7 +1,9 @@
 """Language models that grow, and the baseline they are measured against."""
 
 from models.palm import Palm
+from models.potatolm import PotatoLM
+from models.sparse_rnn import SparseRNN
 from models.tokenformer import TokenFormer
 from models.transformer import Transformer
 
-__all__ = ["Palm", "TokenFormer", "Transformer"]
+__all__ = ["Palm", "PotatoLM", "SparseRNN", "TokenFormer", "Transformer"]

@@ -9,10 +9,15 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from models import Palm, TokenFormer, Transformer
+from models import Palm, PotatoLM, SparseRNN, TokenFormer, Transformer
 from models.base import sample
 from models.layers import MIN_CACHE, rotary_attention, rotary_attention_reference
 
+# Torch's counter does not know that a bag of k weighted rows of width m is a product of 1 x k and k x m.
+EMBEDDING_BAGS = {
+    op: lambda rows, indices, *args, **kwargs: 2 * indices[0] * rows[1]
+    for op in (torch.ops.aten._embedding_bag, torch.ops.aten._embedding_bag_forward_only)
+}
 MODELS = {
     "Transformer": lambda **kw: Transformer(vocab_size=11, d_model=16, num_heads=2, **kw),
     "Transformer-shift": lambda **kw: Transformer(vocab_size=11, d_model=16, num_heads=2, token_shift=True, **kw),
@@ -34,6 +39,13 @@ MODELS = {
         token_shift=True,
         **kw,
     ),
+    "PotatoLM": lambda **kw: PotatoLM(vocab_size=11, d_model=16, num_heads=2, ffn_ratio=2, chunk_size=5, **kw),
+    "PotatoLM-carry": lambda **kw: PotatoLM(
+        vocab_size=11, d_model=16, num_heads=2, ffn_ratio=2, chunk_size=5, carry_norm=True, **kw
+    ),
+    "SparseRNN": lambda **kw: SparseRNN(vocab_size=11, d_model=16, state_width=12, k=3, **kw),
+    "SparseRNN-plain": lambda **kw: SparseRNN(vocab_size=11, d_model=16, state_width=12, k=3, variant="plain", **kw),
+    "SparseRNN-dense": lambda **kw: SparseRNN(vocab_size=11, d_model=16, state_width=12, k=3, variant="dense", **kw),
 }
 
 
@@ -74,7 +86,7 @@ def test_no_output_depends_on_a_later_token(build):
 
 def test_flops_are_those_that_torch_counts(build):
     model = build(num_layers=2)
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False, custom_mapping=EMBEDDING_BAGS) as counter:
         model(torch.randint(11, (3, 20)))
     assert counter.get_total_flops() == 3 * 20 * model.flops_per_token(20)
 

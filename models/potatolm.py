@@ -1,0 +1,250 @@
+"""PotatoLM: pass the card. Every token reads what earlier tokens wrote on a card, then adds its own mark to it.
+
+Token t writes the mark m_t = W_m x_t through the gate g_t = sigmoid(W_g x_t), and reads the card Σ_{s<t} g_s * m_s:
+the sum of strictly earlier writes, computed by chunks. Each head's slice of the card, layer-normalised, beside its
+slice of x_t goes through the head's own two-layer GELU network, and an output projection that starts at zero adds the
+answers to the input. The streaming state is the card, whatever the length; O(T D (D + F)) a layer, no maximum length.
+
+Shapes: B batch, T time, D width, H heads, K = D / H width of a head, F hidden width of a head's network, N chunks, C
+positions of a chunk, M = B T.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.base import LanguageModel
+from models.layers import ROPE_BASE, causal_shift, check_positive, layer_norm, rms_norm, rotary
+from models.scan import CHUNK_SIZE, accumulation_dtype, cumulative_sum, split_chunks
+
+# The card, in float32 at least; with carry_norm, the sums of earlier chunks and of this one, and the place in it.
+CardState = Tensor | tuple[Tensor, Tensor, int]
+
+
+def head_norm(x: Tensor, num_heads: int) -> Tensor:
+    """Layer norm of each head's slice of (..., D)."""
+    normed: Tensor = layer_norm(x.unflatten(-1, (num_heads, -1))).flatten(-2)
+    return normed
+
+
+def earlier_sum(writes_BTD: Tensor, chunk_size: int) -> Tensor:
+    """The card at every position, the sum of strictly earlier writes: (B, T, D) -> (B, T, D)."""
+    return cumulative_sum(causal_shift(writes_BTD), chunk_size)
+
+
+def earlier_sum_carry_normed(writes_BTD: Tensor, chunk_size: int, num_heads: int) -> Tensor:
+    """The same, but the carry, the sum of all earlier chunks, is layer-normalised a head before the rest is added."""
+    writes_BNCD = split_chunks(writes_BTD.to(accumulation_dtype(writes_BTD.dtype)), chunk_size)
+    local_BNCD = writes_BNCD.cumsum(2)
+    carry_BND = causal_shift(local_BNCD[:, :, -1].cumsum(1))
+    card_BNCD = F.pad(local_BNCD[:, :, :-1], (0, 0, 1, 0)) + head_norm(carry_BND, num_heads).unsqueeze(2)
+    card_BTD: Tensor = card_BNCD.flatten(1, 2)[:, : writes_BTD.size(1)]
+    return card_BTD
+
+
+def head_networks(x_MHI: Tensor, up_HFI: Tensor, down_HKF: Tensor) -> Tensor:
+    """A two-layer GELU network for each head: (M, H, I) -> (M, H, K)."""
+    hidden_HMF = F.gelu(x_MHI.transpose(0, 1) @ up_HFI.mT)
+    return (hidden_HMF @ down_HKF.mT).transpose(0, 1)
+
+
+class RotaryPositions(nn.Module):
+    """(B, T, D) -> (B, T, D): the first layer, which rotates embeddings by their positions, as one head of width D.
+
+    Args:
+        base: Base of the rotary positions' frequencies.
+    """
+
+    def __init__(self, base: float = ROPE_BASE) -> None:
+        super().__init__()
+        self.base = base
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        """(B, T, D) -> (B, T, D)."""
+        return rotary(x_BTD, 0, self.base)
+
+    def init_state(self, batch_size: int) -> int:
+        """The next position."""
+        return 0
+
+    def step(self, x_BD: Tensor, state: int) -> tuple[Tensor, int]:
+        """One position (B, D) of `forward`."""
+        return rotary(x_BD.unsqueeze(1), state, self.base).squeeze(1), state + 1
+
+    def flops_per_token(self, seq_len: int) -> int:
+        """No matrix product."""
+        return 0
+
+    def state_bytes(self, seq_len: int) -> int:
+        """No tensor."""
+        return 0
+
+
+class PassTheCard(nn.Module):
+    """(B, T, D) -> (B, T, D): read the card, think in each head, add the answer; write a mark for later tokens.
+
+    The heads' matrices are stored stacked, `up` (H F, 2 K) and `down` (H K, F), as Muon takes two dimensions only.
+
+    Args:
+        d_model: Width.
+        num_heads: Heads, each with a network of its own.
+        head_hidden: Hidden width of a head's network.
+        chunk_size: Positions of a chunk.
+        carry_norm: Layer-normalise the sum of all earlier chunks before the rest is added, so that the chunk size
+            matters: it says how far back marks have a card to themselves.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        num_heads: int,
+        head_hidden: int,
+        chunk_size: int = CHUNK_SIZE,
+        carry_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        self.d_model, self.num_heads = d_model, num_heads
+        self.chunk_size, self.carry_norm = chunk_size, carry_norm
+        self.write = nn.Linear(d_model, 2 * d_model, bias=False)
+        self.up = nn.Parameter(torch.empty(num_heads * head_hidden, 2 * (d_model // num_heads)))
+        self.down = nn.Parameter(torch.empty(d_model, head_hidden))
+        self.out = nn.Linear(d_model, d_model, bias=False)
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """Weights write, up and down: U(-1/sqrt fan_in, 1/sqrt fan_in); out: zero, so a new layer changes nothing."""
+        for weight in (self.write.weight, self.up, self.down):
+            nn.init.uniform_(weight, -(weight.size(1) ** -0.5), weight.size(1) ** -0.5)
+        nn.init.zeros_(self.out.weight)
+
+    def writes(self, normed: Tensor) -> Tensor:
+        """What each token adds to the card, its mark through its gate: (..., D) -> (..., D)."""
+        mark, gate = self.write(normed).chunk(2, -1)
+        gated: Tensor = gate.sigmoid() * mark
+        return gated
+
+    def answers(self, card: Tensor, own: Tensor) -> Tensor:
+        """The heads' networks of normalised card and own slice, then the projection: two (..., D) -> (..., D)."""
+        card_MHK, own_MHK = (x.reshape(-1, self.num_heads, self.d_model // self.num_heads) for x in (card, own))
+        up, down = (weight.unflatten(0, (self.num_heads, -1)) for weight in (self.up, self.down))
+        y_MHK = head_networks(torch.cat((layer_norm(card_MHK).to(own.dtype), own_MHK), -1), up, down)
+        projected: Tensor = self.out(y_MHK.reshape(own.shape))
+        return projected
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        """(B, T, D) -> (B, T, D)."""
+        normed = rms_norm(x_BTD)
+        writes = self.writes(normed)
+        if self.carry_norm:
+            card = earlier_sum_carry_normed(writes, self.chunk_size, self.num_heads)
+        else:
+            card = earlier_sum(writes, self.chunk_size)
+        return x_BTD + self.answers(card, normed)
+
+    def init_state(self, batch_size: int) -> CardState:
+        """An empty card; with carry_norm one of earlier chunks, one of this chunk, and the place in it."""
+        dtype = accumulation_dtype(self.out.weight.dtype)
+        card_BD = self.out.weight.new_zeros(batch_size, self.d_model, dtype=dtype)
+        return (card_BD, card_BD.clone(), 0) if self.carry_norm else card_BD
+
+    def step(self, x_BD: Tensor, state: CardState) -> tuple[Tensor, CardState]:
+        """One position (B, D) of `forward`."""
+        normed = rms_norm(x_BD)
+        writes = self.writes(normed)
+        if isinstance(state, Tensor):
+            return x_BD + self.answers(state, normed), state + writes
+        carry_BD, local_BD, place = state
+        if place == self.chunk_size:
+            carry_BD, local_BD, place = carry_BD + local_BD, torch.zeros_like(local_BD), 0
+        card_BD = head_norm(carry_BD, self.num_heads) + local_BD
+        return x_BD + self.answers(card_BD, normed), (carry_BD, local_BD + writes, place + 1)
+
+    def flops_per_token(self, seq_len: int) -> int:
+        """Each matrix once; sums are elementwise."""
+        return 2 * sum(weight.numel() for weight in self.parameters())
+
+    def state_bytes(self, seq_len: int) -> int:
+        """One card of all heads, or two."""
+        itemsize = accumulation_dtype(self.out.weight.dtype).itemsize
+        return (2 if self.carry_norm else 1) * self.d_model * itemsize
+
+
+def pass_the_card_reference(layer: PassTheCard, x_BTD: Tensor) -> Tensor:
+    """`layer(x_BTD)` one token and one head at a time, with the sums over earlier tokens written out."""
+
+    def standardised(x: Tensor) -> Tensor:
+        return (x - x.mean(-1, keepdim=True)) / (x.var(-1, correction=0, keepdim=True) + 1e-5).sqrt()
+
+    def total(writes: list[Tensor], head: int) -> Tensor:
+        return sum((w.chunk(layer.num_heads, -1)[head] for w in writes), x_BTD.new_zeros(()))
+
+    mark_weight, gate_weight = layer.write.weight.chunk(2)
+    networks = list(zip(layer.up.chunk(layer.num_heads), layer.down.chunk(layer.num_heads), strict=True))
+    outputs: list[Tensor] = []
+    writes: list[Tensor] = []
+    for t, x_BD in enumerate(x_BTD.unbind(1)):
+        normed = x_BD / x_BD.square().mean(-1, keepdim=True).sqrt()
+        begin = t // layer.chunk_size * layer.chunk_size if layer.carry_norm else 0
+        answers = []
+        for head, (up, down) in enumerate(networks):
+            own = normed.chunk(layer.num_heads, -1)[head]
+            card = torch.zeros_like(own) + total(writes[begin:], head)
+            if layer.carry_norm:
+                card = card + standardised(torch.zeros_like(own) + total(writes[:begin], head))
+            answers.append(F.gelu(torch.cat((standardised(card), own), -1) @ up.T) @ down.T)
+        outputs.append(x_BD + torch.cat(answers, -1) @ layer.out.weight.T)
+        writes.append((normed @ gate_weight.T).sigmoid() * (normed @ mark_weight.T))
+    return torch.stack(outputs, 1)
+
+
+class PotatoLM(LanguageModel):
+    """Rotated embeddings and layers that pass the card; no maximum length.
+
+    Args:
+        vocab_size: Number of tokens; the data gives it.
+        d_model: Width.
+        num_layers: Layers.
+        num_heads: Heads, each with a network of its own.
+        ffn_ratio: Hidden width of a head's network, in widths of a head.
+        chunk_size: Positions that are summed one after the other; it changes the result with carry_norm only.
+        carry_norm: Layer-normalise the sum of all earlier chunks before it is combined with the chunk's own.
+        rope_base: Base of the rotary positions' frequencies; a small one tells near positions apart better.
+        tie_embeddings: Use the embedding's matrix as the head.
+        dropout: Probability of dropping embedded features in training.
+        compile: Compile each layer with torch.compile.
+    """
+
+    def __init__(
+        self,
+        *,
+        vocab_size: int,
+        d_model: int = 128,
+        num_layers: int = 2,
+        num_heads: int = 8,
+        ffn_ratio: int = 8,
+        chunk_size: int = CHUNK_SIZE,
+        carry_norm: bool = False,
+        rope_base: float = ROPE_BASE,
+        tie_embeddings: bool = False,
+        dropout: float = 0.0,
+        compile: bool = False,
+    ) -> None:
+        check_positive(num_layers=num_layers, ffn_ratio=ffn_ratio, chunk_size=chunk_size, rope_base=rope_base)
+        check_widths(d_model, num_heads)
+        hidden = ffn_ratio * d_model // num_heads
+        layers = [PassTheCard(d_model, num_heads, hidden, chunk_size, carry_norm) for _ in range(num_layers)]
+        super().__init__(vocab_size, d_model, [RotaryPositions(rope_base), *layers], tie_embeddings, dropout, compile)
+        self.save_hyperparameters(logger=False)
+
+
+def check_widths(d_model: int, num_heads: int) -> None:
+    """Raise ValueError unless the model is of even width and splits into its heads."""
+    if d_model < 1 or d_model % 2:
+        raise ValueError(f"--model.d_model is {d_model}; rotary positions turn pairs of features, so it must be even")
+    if num_heads < 1 or d_model % num_heads:
+        raise ValueError(
+            f"--model.d_model {d_model} does not split into --model.num_heads {num_heads} heads; choose d_model a "
+            f"multiple of {max(num_heads, 1)} or another num_heads"
+        )
