@@ -11,16 +11,29 @@ positions of a chunk, M = B T.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.base import LanguageModel
-from models.layers import ROPE_BASE, causal_shift, check_positive, layer_norm, rms_norm, rotary
+from models.layers import ROPE_BASE, TokenShift, causal_shift, check_positive, layer_norm, rms_norm, rotary
 from models.scan import CHUNK_SIZE, accumulation_dtype, cumulative_sum, split_chunks
 
-# The card, in float32 at least; with carry_norm, the sums of earlier chunks and of this one, and the place in it.
-CardState = Tensor | tuple[Tensor, Tensor, int]
+
+class CardState(NamedTuple):
+    """What a layer remembers of one place in the text.
+
+    card: sums of writes (B, D), in float32 at least; with carry_norm those of earlier chunks alone. local: with
+    carry_norm the sums of this chunk, else (B, 0). previous: with token shift the previous normalised input, else (B,
+    0). place: position in the chunk.
+    """
+
+    card: Tensor
+    local: Tensor
+    previous: Tensor
+    place: int
 
 
 def head_norm(x: Tensor, num_heads: int) -> Tensor:
@@ -44,10 +57,10 @@ def earlier_sum_carry_normed(writes_BTD: Tensor, chunk_size: int, num_heads: int
     return card_BTD
 
 
-def head_networks(x_MHI: Tensor, up_HFI: Tensor, down_HKF: Tensor) -> Tensor:
-    """A two-layer GELU network for each head: (M, H, I) -> (M, H, K)."""
-    hidden_HMF = F.gelu(x_MHI.transpose(0, 1) @ up_HFI.mT)
-    return (hidden_HMF @ down_HKF.mT).transpose(0, 1)
+def head_networks(card_HMK: Tensor, own_HMK: Tensor, up_HFI: Tensor, down_HKF: Tensor) -> Tensor:
+    """A two-layer GELU network for each head, which reads I = 2 K numbers: two (H, M, K) -> (H, M, K)."""
+    hidden_HMF = F.gelu(torch.cat((card_HMK, own_HMK), -1) @ up_HFI.mT)
+    return hidden_HMF @ down_HKF.mT
 
 
 class RotaryPositions(nn.Module):
@@ -94,6 +107,7 @@ class PassTheCard(nn.Module):
         chunk_size: Positions of a chunk.
         carry_norm: Layer-normalise the sum of all earlier chunks before the rest is added, so that the chunk size
             matters: it says how far back marks have a card to themselves.
+        token_shift: Let marks, gates and the heads' networks see the previous position too.
     """
 
     def __init__(
@@ -103,8 +117,10 @@ class PassTheCard(nn.Module):
         head_hidden: int,
         chunk_size: int = CHUNK_SIZE,
         carry_norm: bool = False,
+        token_shift: bool = False,
     ) -> None:
         super().__init__()
+        self.shift = TokenShift(d_model) if token_shift else None
         self.d_model, self.num_heads = d_model, num_heads
         self.chunk_size, self.carry_norm = chunk_size, carry_norm
         self.write = nn.Linear(d_model, 2 * d_model, bias=False)
@@ -127,15 +143,18 @@ class PassTheCard(nn.Module):
 
     def answers(self, card: Tensor, own: Tensor) -> Tensor:
         """The heads' networks of normalised card and own slice, then the projection: two (..., D) -> (..., D)."""
-        card_MHK, own_MHK = (x.reshape(-1, self.num_heads, self.d_model // self.num_heads) for x in (card, own))
+        split = (-1, self.num_heads, self.d_model // self.num_heads)
+        card_HMK, own_HMK = (x.reshape(split).transpose(0, 1) for x in (card, own))
         up, down = (weight.unflatten(0, (self.num_heads, -1)) for weight in (self.up, self.down))
-        y_MHK = head_networks(torch.cat((layer_norm(card_MHK).to(own.dtype), own_MHK), -1), up, down)
-        projected: Tensor = self.out(y_MHK.reshape(own.shape))
+        y_HMK = head_networks(layer_norm(card_HMK).to(own.dtype), own_HMK, up, down)
+        projected: Tensor = self.out(y_HMK.transpose(0, 1).reshape(own.shape))
         return projected
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
         normed = rms_norm(x_BTD)
+        if self.shift is not None:
+            normed = self.shift(normed, causal_shift(normed))
         writes = self.writes(normed)
         if self.carry_norm:
             card = earlier_sum_carry_normed(writes, self.chunk_size, self.num_heads)
@@ -144,31 +163,37 @@ class PassTheCard(nn.Module):
         return x_BTD + self.answers(card, normed)
 
     def init_state(self, batch_size: int) -> CardState:
-        """An empty card; with carry_norm one of earlier chunks, one of this chunk, and the place in it."""
+        """An empty card."""
         dtype = accumulation_dtype(self.out.weight.dtype)
         card_BD = self.out.weight.new_zeros(batch_size, self.d_model, dtype=dtype)
-        return (card_BD, card_BD.clone(), 0) if self.carry_norm else card_BD
+        local = card_BD if self.carry_norm else card_BD[:, :0]
+        previous = self.out.weight.new_zeros(batch_size, self.d_model if self.shift is not None else 0)
+        return CardState(card_BD, local, previous, 0)
 
     def step(self, x_BD: Tensor, state: CardState) -> tuple[Tensor, CardState]:
         """One position (B, D) of `forward`."""
+        card_BD, local_BD, previous_BD, place = state
         normed = rms_norm(x_BD)
+        if self.shift is not None:
+            normed, previous_BD = self.shift(normed, previous_BD), normed
         writes = self.writes(normed)
-        if isinstance(state, Tensor):
-            return x_BD + self.answers(state, normed), state + writes
-        carry_BD, local_BD, place = state
+        if not self.carry_norm:
+            y_BD = x_BD + self.answers(card_BD, normed)
+            return y_BD, CardState(card_BD + writes, local_BD, previous_BD, place + 1)
         if place == self.chunk_size:
-            carry_BD, local_BD, place = carry_BD + local_BD, torch.zeros_like(local_BD), 0
-        card_BD = head_norm(carry_BD, self.num_heads) + local_BD
-        return x_BD + self.answers(card_BD, normed), (carry_BD, local_BD + writes, place + 1)
+            card_BD, local_BD, place = card_BD + local_BD, torch.zeros_like(local_BD), 0
+        y_BD = x_BD + self.answers(head_norm(card_BD, self.num_heads) + local_BD, normed)
+        return y_BD, CardState(card_BD, local_BD + writes, previous_BD, place + 1)
 
     def flops_per_token(self, seq_len: int) -> int:
         """Each matrix once; sums are elementwise."""
-        return 2 * sum(weight.numel() for weight in self.parameters())
+        return 2 * sum(weight.numel() for weight in self.parameters() if weight.ndim == 2)
 
     def state_bytes(self, seq_len: int) -> int:
-        """One card of all heads, or two."""
+        """One card of all heads, or two, and one input where there is a token shift."""
         itemsize = accumulation_dtype(self.out.weight.dtype).itemsize
-        return (2 if self.carry_norm else 1) * self.d_model * itemsize
+        shift = self.out.weight.element_size() if self.shift is not None else 0
+        return self.d_model * ((2 if self.carry_norm else 1) * itemsize + shift)
 
 
 def pass_the_card_reference(layer: PassTheCard, x_BTD: Tensor) -> Tensor:
@@ -210,6 +235,7 @@ class PotatoLM(LanguageModel):
         ffn_ratio: Hidden width of a head's network, in widths of a head.
         chunk_size: Positions that are summed one after the other; it changes the result with carry_norm only.
         carry_norm: Layer-normalise the sum of all earlier chunks before it is combined with the chunk's own.
+        token_shift: Let each layer see a position's predecessor too (two taps).
         rope_base: Base of the rotary positions' frequencies; a small one tells near positions apart better.
         tie_embeddings: Use the embedding's matrix as the head.
         dropout: Probability of dropping embedded features in training.
@@ -226,6 +252,7 @@ class PotatoLM(LanguageModel):
         ffn_ratio: int = 8,
         chunk_size: int = CHUNK_SIZE,
         carry_norm: bool = False,
+        token_shift: bool = False,
         rope_base: float = ROPE_BASE,
         tie_embeddings: bool = False,
         dropout: float = 0.0,
@@ -234,7 +261,9 @@ class PotatoLM(LanguageModel):
         check_positive(num_layers=num_layers, ffn_ratio=ffn_ratio, chunk_size=chunk_size, rope_base=rope_base)
         check_widths(d_model, num_heads)
         hidden = ffn_ratio * d_model // num_heads
-        layers = [PassTheCard(d_model, num_heads, hidden, chunk_size, carry_norm) for _ in range(num_layers)]
+        layers = [
+            PassTheCard(d_model, num_heads, hidden, chunk_size, carry_norm, token_shift) for _ in range(num_layers)
+        ]
         super().__init__(vocab_size, d_model, [RotaryPositions(rope_base), *layers], tie_embeddings, dropout, compile)
         self.save_hyperparameters(logger=False)
 

@@ -41,7 +41,7 @@ MODELS = {
     ),
     "PotatoLM": lambda **kw: PotatoLM(vocab_size=11, d_model=16, num_heads=2, ffn_ratio=2, chunk_size=5, **kw),
     "PotatoLM-carry": lambda **kw: PotatoLM(
-        vocab_size=11, d_model=16, num_heads=2, ffn_ratio=2, chunk_size=5, carry_norm=True, **kw
+        vocab_size=11, d_model=16, num_heads=2, ffn_ratio=2, chunk_size=5, carry_norm=True, token_shift=True, **kw
     ),
     "SparseRNN": lambda **kw: SparseRNN(vocab_size=11, d_model=16, state_width=12, k=3, **kw),
     "SparseRNN-plain": lambda **kw: SparseRNN(vocab_size=11, d_model=16, state_width=12, k=3, variant="plain", **kw),

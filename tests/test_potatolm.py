@@ -99,7 +99,7 @@ def test_cards_stay_in_float32_where_weights_are_bfloat16():
     for x_BD in x.unbind(1):
         y_BD, state = built.step(x_BD, state)
         outputs.append(y_BD)
-    assert state.dtype == torch.float32
+    assert state.card.dtype == torch.float32
     assert state.numel() * state.element_size() == built.state_bytes(100)
     parallel = built(x)
     assert parallel.dtype == torch.bfloat16
