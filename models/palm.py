@@ -181,7 +181,8 @@ class Block(nn.Module):
         seen = normed
         if self.shift is not None:
             seen, previous = self.shift(normed, previous), normed
-        q, k = (self.place(project(seen)[:, None], state.length)[:, 0] for project in (self.query, self.key))
+        qk_2BD = torch.cat((self.query(seen), self.key(seen)))
+        q, k = self.place(qk_2BD.unsqueeze(1), state.length).squeeze(1).chunk(2)
         v, weights = self.value(seen), state.weights
         if self.mixing == "detail":
             values = state.values + (k.sigmoid() * v)

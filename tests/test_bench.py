@@ -1,6 +1,7 @@
 """`python -m app bench`: the timing by fake clocks, the benchmarks at tiny sizes. No test asserts a time."""
 
 import io
+import itertools
 import json
 import math
 import subprocess
@@ -14,8 +15,9 @@ import torch
 from rich.console import Console
 
 from app import benchmarks
-from app.bench import Name, Result, as_plain, bench, cpu_model, find_device, table, write_json
-from app.timing import Ratio, Stopwatch, interleaved, seconds
+from app.bench import Name, bench, cpu_model, expand, find_device, write_json
+from app.results import Result, ratio_table
+from app.timing import Ratio, Stopwatch, in_turn, interleaved, seconds
 
 
 class FakeClock:
@@ -79,6 +81,20 @@ def test_interleaved_alternates_prepares_untimed_and_forgets_the_warm_up():
     assert ratio == Ratio(median=2.5, min=2.0, max=3.0, seconds_a=4.0, seconds_b=1.5, pairs=2)
 
 
+def test_rounds_end_with_the_budget_but_not_before_there_are_three():
+    def rounds(repeats: int, budget: float) -> list[float]:
+        clock = FakeClock()
+        (taken,) = in_turn(
+            [clock.taking([float(n) for n in range(1, 9)])], repeats, warmup=1, budget=budget, clock=clock
+        )
+        return taken
+
+    assert rounds(7, budget=math.inf) == [2, 3, 4, 5, 6, 7, 8]
+    assert rounds(7, budget=15) == [2, 3, 4, 5]  # 1 + 2 + 3 + 4 + 5 = 15, the warm-up among them
+    assert rounds(7, budget=0) == [2, 3, 4]
+    assert rounds(2, budget=0) == [2, 3]
+
+
 def test_stopwatch_times_whole_chunks_and_leaves_out_what_runs_in_between():
     clock = FakeClock()
     other = clock.taking([4.0, 2.0, 8.0])
@@ -136,6 +152,27 @@ def test_loader_runs(tiny_text):
     assert is_sane(benchmarks.loader(2, "cpu", d_model=16, batch_size=2, seq_len=16, corpus=str(tiny_text)))
 
 
+def test_sparse_and_dense_recurrence_run():
+    assert is_sane(benchmarks.sparse(2, "cpu", state_width=16, k=2, steps=3))
+    assert is_sane(benchmarks.sparse_training(2, "cpu", state_width=16, k=2, batch_size=2, seq_len=3))
+
+
+def test_every_sparse_step_goes_on_from_the_one_before(monkeypatch):
+    seen = {"inhibited": [], "dense": []}
+
+    class Watched(benchmarks.SparseRecurrence):
+        def step(self, drive_BM, state):
+            after = super().step(drive_BM, state)
+            seen[self.variant].append((state[0].clone(), after[0].clone()))
+            return after
+
+    monkeypatch.setattr(benchmarks, "SparseRecurrence", Watched)
+    benchmarks.sparse(2, "cpu", state_width=16, k=2, steps=3)
+    for walked in seen.values():
+        assert len(walked) == (3 + 2) * 3  # warm-up and repeats, of three steps each
+        assert all(torch.equal(left[1], found[0]) for left, found in itertools.pairwise(walked))
+
+
 def fake_measure(repeats: int, device: str) -> Ratio:
     return Ratio.of([0.2] * repeats, [0.1] * repeats)
 
@@ -143,8 +180,13 @@ def fake_measure(repeats: int, device: str) -> Ratio:
 @pytest.fixture
 def fakes(monkeypatch):
     """Put benchmarks that take no time in the place of all."""
-    for name, target in (("pattention", 3.0), ("growth", 1.0), ("lightning", 2.0), ("loader", 1.0)):
-        monkeypatch.setitem(benchmarks.BENCHMARKS, name, benchmarks.Benchmark(f"{name} / else", target, fake_measure))
+    targets = {"pattention": 3.0, "growth": 1.0}
+    for name, benchmark in benchmarks.BENCHMARKS.items():
+        if isinstance(benchmark, benchmarks.Benchmark):
+            fake = benchmarks.Benchmark(f"{name} / else", targets.get(name, 2.0), fake_measure)
+        else:
+            fake = benchmarks.Survey(lambda *_, **__: [])
+        monkeypatch.setitem(benchmarks.BENCHMARKS, name, fake)
 
 
 def test_bench_prints_and_writes_what_was_asked_for(fakes, tmp_path, capsys):
@@ -168,10 +210,11 @@ def test_bench_prints_and_writes_what_was_asked_for(fakes, tmp_path, capsys):
     assert [entry.name for entry in tmp_path.iterdir()] == ["speed.json"]
 
 
-@pytest.mark.parametrize(("what", "count"), [("all", 4), ("loader", 1)])
-def test_bench_takes_one_name_or_all(fakes, tmp_path, what, count):
-    bench(what, repeats=1, device="cpu", json=tmp_path / "speed.json")
-    assert len(json.loads((tmp_path / "speed.json").read_text(encoding="utf-8"))["results"]) == count
+def test_what_is_quick_is_all_but_mixers():
+    assert set(expand("all")) == set(get_args(Name))
+    assert set(expand("all")) - set(expand("quick")) == {"mixers"}
+    assert expand("loader") == ("loader",)
+    assert expand(["loader", "growth", "loader"]) == ("loader", "growth")
 
 
 @pytest.mark.parametrize(
@@ -181,11 +224,17 @@ def test_bench_takes_one_name_or_all(fakes, tmp_path, what, count):
         ({"threads": 0}, "--threads is 0"),
         ({"json": Path("no/such/folder/speed.json")}, "--json no/such/folder/speed.json"),
         ({"json": Path()}, "--json ."),
+        ({"models": ["Palm", "Plam"]}, "--models Plam: no such model; did you mean 'Palm'?"),
+        ({"models": []}, "--models is empty"),
+        ({"seq_lens": [256, 0]}, "--seq_lens has 0"),
+        ({"seq_lens": [16_385]}, "--seq_lens has 16385"),
+        ({"what": "loader", "models": ["Palm"]}, "--models is for mixers"),
+        ({"what": "quick", "seq_lens": [256]}, "--seq_lens is for mixers"),
     ],
 )
 def test_mistakes_are_told_before_measuring(fakes, options, message):
     with pytest.raises(ValueError, match=message):
-        bench("all", **options)
+        bench(**({"what": "all"} | options))
 
 
 def test_a_missing_gpu_is_told(monkeypatch):
@@ -206,12 +255,12 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
 def test_table_shows_ratio_range_target_and_mark():
     results = [Result("slow", "a / b", Ratio(1.5, 1.25, 2.0, 0.003, 0.002, 5), 1.1)]
     console = Console(width=120, file=io.StringIO())
-    console.print(table(results))
+    console.print(ratio_table(results))
     text = console.file.getvalue()
     assert all(
         part in text for part in ("slow", "a / b", "1.500", "1.250 .. 2.000", "<= 1.1", "missed", "3.00", "2.00")
     )
-    assert json.loads(json.dumps(as_plain(results[0])))["median"] == 1.5
+    assert json.loads(json.dumps(results[0].plain()))["median"] == 1.5
 
 
 def test_cpu_model_reads_linux_and_does_without(tmp_path):
@@ -231,5 +280,5 @@ finally:
     print("imported:", *sorted({"torch", "lightning", "models"} & sys.modules.keys()))
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "Pairs to time in each benchmark" in run.stdout
+    assert "Rounds to time in each benchmark" in run.stdout
     assert run.stdout.endswith("imported:\n")

@@ -22,7 +22,10 @@ from app.help import choices, known_names
 from tests.test_resume import assert_same_run
 
 ROOT = Path(__file__).resolve().parent.parent
-EXPERIMENTS = sorted((ROOT / "app" / "configs" / "experiment").glob("*.yaml"))
+CONFIGS = ROOT / "app" / "configs"
+EXPERIMENTS = sorted(CONFIGS.glob("experiment/*.yaml"))
+RECIPES = sorted(CONFIGS.glob("recipe/*.yaml"))
+MODELS = ("Palm", "PotatoLM", "SparseRNN", "TokenFormer", "Transformer")
 SIZES = "--model.d_model 16 --model.num_heads 2 --model.num_param_tokens 4 --model.num_ffn_param_tokens 8"
 TRAINER = "--trainer.accelerator cpu --trainer.max_steps 12 --trainer.val_check_interval 5 --samples.max_new_tokens 5"
 
@@ -187,6 +190,17 @@ def test_an_experiment_file_opens_with_its_command_and_parses(file):
     assert yaml.safe_load(printed)["run_dir"].startswith("runs/")
 
 
+@pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
+@pytest.mark.parametrize("model", MODELS)
+def test_a_recipe_goes_with_every_model(tiny, tmp_path, monkeypatch, file, model):
+    monkeypatch.chdir(tmp_path)
+    size = f"--model {model} --model.d_model 16" + (" --model.num_heads 2" if model != "SparseRNN" else "")
+    code, _, err = call(f"{tiny.replace(f'--model TokenFormer {SIZES}', size)} --config {file} --run_dir runs/x")
+    assert (code, err) == (0, "")
+    saved = read_checkpoint(Path("runs/x/checkpoints/last.ckpt"))["greenhouse"]["optim"]
+    assert saved.items() >= yaml.safe_load(file.read_text())["optim"].items()
+
+
 def test_print_config_can_be_fed_back(tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code, printed, err = call(f"{tiny} --optim.schedule wsd --print_config")
@@ -347,6 +361,9 @@ MISTAKES = {
     "fit --model Palm --data CharText --model.num_recursions 0": ("--model.num_recursions is 0",),
     "fit --model Palm --data CharText --model.d_model 24 --model.num_heads 8": ("--model.d_model 24", "even width"),
     "fit --model Palm --data CharText --model.mixing attention": ("--model.mixing attention", "'detail', 'aft'"),
+    "fit --model SparseRNN --data CharText --model.k 200 --model.state_width 64": ("--model.k 200", "state_width 64"),
+    "fit --model PotatoLM --data CharText --model.chunk_size 0": ("--model.chunk_size is 0",),
+    "fit --model PotatoLM --data CharText --model.d_model 65 --model.num_heads 5": ("--model.d_model is 65", "even"),
     "TINY --data.seq_len 100000": ("--data.seq_len 100000", "11024"),
     "TINY --data.batch_size 0": ("--data.batch_size",),
     "fit --model Transformer --data AssociativeRecall --data.train_mixture [[64,32]]": ("--data.train_mixture", "4 N"),

@@ -73,6 +73,22 @@ def test_streaming_equals_parallel(build, num_layers, length):
     torch.testing.assert_close(torch.stack(logits, 1), model(tokens), rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["Transformer", "Palm", "Palm-aft", "PotatoLM", "PotatoLM-carry", "SparseRNN"])
+def test_streaming_equals_parallel_after_10_000_tokens(name):
+    torch.manual_seed(0)
+    model = MODELS[name]().eval()
+    for p in model.parameters():  # nothing is zero or quiet, but nothing explodes either
+        p.data += 0.05 * torch.randn_like(p)
+    tokens = torch.randint(11, (1, 10_020))
+    state, logits = model.init_state(1), []
+    with torch.inference_mode():
+        for token in tokens.unbind(1):
+            step_logits, state = model.step(token, state)
+            logits.append(step_logits)
+        expected = model(tokens)[:, -20:]
+    torch.testing.assert_close(torch.stack(logits[-20:], 1), expected, rtol=0, atol=1e-4)
+
+
 def test_no_output_depends_on_a_later_token(build):
     model = build(num_layers=2)
     tokens = torch.randint(11, (2, 12))
@@ -227,6 +243,10 @@ def test_dropout_is_active_in_training_only():
 
 
 def test_untrained_loss_is_that_of_a_uniform_guess():
-    for model in (Transformer(vocab_size=50), TokenFormer(vocab_size=50), TokenFormer(vocab_size=50, num_layers=4)):
+    for model in (
+        *(kind(vocab_size=50) for kind in (Palm, PotatoLM, SparseRNN, TokenFormer, Transformer)),
+        TokenFormer(vocab_size=50, num_layers=4),
+        Palm(vocab_size=50, num_layers=2, num_recursions=3),
+    ):
         tokens = torch.randint(50, (4, 33))
         assert abs(model.loss((tokens[:, :-1], tokens[:, 1:])).item() - math.log(50)) < 0.15
