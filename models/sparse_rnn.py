@@ -55,14 +55,17 @@ class SparseRecurrence(nn.Module):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Rows N(0, 1 / (4 terms)), terms being k or m; start N(0, 1); the rule's matrices N(0, 1/2), bias zero."""
+        """Rows N(0, 1 / (4 terms)), terms being k or m; start N(0, 1); rule_in N(0, 1/2), rule_out N(0, 1/200), bias zero.
+
+        The rule starts close to g = x, f = -b / 2: with a loud one some seeds of Muon never leave 3.4 bits a character.
+        """
         terms = self.state_width if self.variant == "dense" else self.k
         nn.init.normal_(self.rows, std=0.5 * terms**-0.5)
         nn.init.normal_(self.start)
         if self.variant == "inhibited":
             nn.init.normal_(self.rule_in, std=0.5**0.5)
             nn.init.zeros_(self.rule_bias)
-            nn.init.normal_(self.rule_out, std=0.5**0.5)
+            nn.init.normal_(self.rule_out, std=0.1 * 0.5**0.5)
 
     def rule(self) -> Rule | None:
         """Weights of g and f, None without inhibition."""
