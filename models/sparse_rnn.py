@@ -55,7 +55,7 @@ class SparseRecurrence(nn.Module):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Rows N(0, 1 / (4 terms)), terms being k or m; start N(0, 1); rule_in N(0, 1/2), rule_out N(0, 1/200), bias zero.
+        """Rows N(0, 1 / (4 terms)), terms k or m; start N(0, 1); rule_in N(0, 1/2), rule_out N(0, 1/200), bias zero.
 
         The rule starts close to g = x, f = -b / 2: with a loud one some seeds of Muon never leave 3.4 bits a character.
         """
