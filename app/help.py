@@ -113,18 +113,18 @@ def choices(package: str, base: str) -> dict[str, ast.ClassDef]:
 
 
 @cache
-def named_values() -> dict[str, str]:
-    """Types and constants that the source gives a name of their own: Init -> Literal['zero_keys', …]."""
-    files = [file for package in ("models", "datamodules") for file in sorted((ROOT / package).glob("*.py"))]
+def named_values(package: str) -> dict[str, str]:
+    """Types and constants that the source names, models' and the package's own: Init -> Literal['zero_keys', …]."""
+    files = [file for folder in ("models", package) for file in sorted((ROOT / folder).glob("*.py"))]
     statements = [node for file in files for node in ast.parse(file.read_text()).body]
     assigned = [node for node in statements if isinstance(node, ast.Assign)]
     named = [node for node in assigned if isinstance(node.value, ast.Subscript | ast.Constant)]
     return {ast.unparse(node.targets[0]): ast.unparse(node.value) for node in named}
 
 
-def readable_type(text: str) -> str:
+def readable_type(text: str, package: str) -> str:
     """An annotation or default with what its names stand for: Schedule -> 'cosine', 'wsd', 'constant'."""
-    whole = re.sub(r"\b[A-Z]\w+\b", lambda name: named_values().get(name[0], name[0]), text)
+    whole = re.sub(r"\b[A-Z]\w+\b", lambda name: named_values(package).get(name[0], name[0]), text)
     return re.sub(r"\bLiteral\[([^]]*)\]", r"\1", whole)
 
 
@@ -136,10 +136,10 @@ def known_names() -> list[str]:
     return [name for _, name, _ in found] + [f"--{key}.{name}" for key, name in options if name != linked[key]]
 
 
-def rows(prefix: str, node: ast.ClassDef, linked: tuple[str, ...] = ()) -> list[tuple[str, str]]:
-    """Lines of help of a class's options under `--prefix.`."""
+def rows(prefix: str, package: str, node: ast.ClassDef, linked: tuple[str, ...] = ()) -> list[tuple[str, str]]:
+    """Lines of help of the options of a package's class under `--prefix.`."""
     shown = [option for option in options_of(node) if option.name not in linked]
-    types = [readable_type(o.type) + (f", default: {readable_type(o.default)}" if o.default else "") for o in shown]
+    types = [readable_type(o.type + (f", default: {o.default}" if o.default else ""), package) for o in shown]
     return [(f"--{prefix}.{o.name}", f"{o.text.rstrip('.')} ({kind})") for o, kind in zip(shown, types, strict=True)]
 
 
@@ -151,9 +151,9 @@ def fit_help(verb: str) -> str:
     for key, package, base, linked in CHOICES:
         for name, node in choices(package, base).items():
             summary = (ast.get_docstring(node) or "").partition("\n")[0]
-            parts += _table(f"--{key} {name}: {summary}", rows(key, node, (linked,)))
+            parts += _table(f"--{key} {name}: {summary}", rows(key, package, node, (linked,)))
     for heading, prefix, file, name in GROUPS:
-        parts += _table(heading, rows(prefix, classes_in(ROOT / file)[name]))
+        parts += _table(heading, rows(prefix, file.partition("/")[0], classes_in(ROOT / file)[name]))
     parts += _table("Trainer (Lightning's; all others are accepted too, --print_config shows them)", TRAINER_OPTIONS)
     return "\n".join(parts)
 

@@ -35,9 +35,9 @@ class Optim:
     Args:
         optimizer: Of the hidden matrices; embeddings, head and vectors are always AdamW's.
         learning_rate: Peak of the schedule.
-        matrix_learning_rate: Peak for the hidden matrices; None for learning_rate.
-        head_learning_rate: Peak for the head; None for learning_rate.
-        embedding_learning_rate: Peak for the embeddings; None for learning_rate.
+        matrix_learning_rate: Peak for the hidden matrices; null for learning_rate.
+        head_learning_rate: Peak for the head; null for learning_rate.
+        embedding_learning_rate: Peak for the embeddings; null for learning_rate.
         weight_decay: Decoupled decay of the matrices, the head among them.
         beta1: Decay rate of Adam's first moment.
         beta2: Decay rate of Adam's second moment.
