@@ -1,4 +1,4 @@
-"""Measure speed as ratios: `python -m app bench` times pairs of things in turn and prints how they compare.
+"""Measure speed as ratios: `python -m app bench` times things in turn and prints how they compare.
 
 The benchmarks and the ratios we want are in `app.benchmarks`, the way of timing in `app.timing`. Times depend on the
 machine, so its name is printed beside them, and a ratio that misses its target is shown as such but is no error.
@@ -13,73 +13,74 @@ import platform
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
-from app.timing import Ratio
+from app.results import Curve, Result, renderables
 
-Name = Literal["pattention", "growth", "lightning", "loader"]
+Name = Literal["pattention", "growth", "lightning", "loader", "sparse", "sparse_training", "mixers"]
 Device = Literal["auto", "cpu", "cuda"]
 
 
-@dataclass(frozen=True)
-class Result:
-    """One benchmark's outcome."""
-
-    name: str
-    compares: str
-    ratio: Ratio
-    target: float
-
-    @property
-    def met(self) -> bool:
-        """Whether the median is at most the target."""
-        return self.ratio.median <= self.target
-
-
 def bench(
-    what: Name | list[Name] | Literal["all"] = "all",
+    what: Name | list[Name] | Literal["quick", "all"] = "quick",
     *,
     repeats: int = 20,
     threads: int | None = None,
     device: Device = "auto",
+    models: list[str] | None = None,
+    seq_lens: list[int] | None = None,
     json: Path | None = None,
 ) -> int:
-    """Measure speed, as ratios of two things timed in turn in one process.
+    """Measure speed, as ratios of things timed in turn in one process.
 
     Args:
-        what: One benchmark, a list of them as in [pattention,growth], or all.
-        repeats: Pairs to time in each benchmark, after a warm-up; the median of their ratios counts.
+        what: A benchmark, a list of them as in [pattention,growth], quick for all but mixers, or all. mixers sets each
+            model against the one-layer Transformer at several lengths, which takes about ten minutes.
+        repeats: Rounds to time in each benchmark, after a warm-up; the median of their ratios counts. In mixers at most
+            so many, fewer where a round takes long.
         threads: CPU threads for PyTorch; by default as many as it takes by itself.
         device: Where the models run; auto takes a GPU if there is one.
+        models: For mixers, models to set against the Transformer, as in [Palm,TokenFormer]; by default all.
+        seq_lens: For mixers, sequence lengths, as in [256,1024]; by default 256, 1024, 4096 and 16384.
         json: File to write the results to as well.
 
     Returns:
         0, whether or not the targets are met.
     """
+    names = expand(what)
     check_options(repeats, threads, json)
-    from app.benchmarks import BENCHMARKS
+    check_for_mixers(names, models=models, seq_lens=seq_lens)
+    from app.benchmarks import BENCHMARKS, Settings
+    from app.mixers import chosen_lengths, chosen_models
 
-    chosen = get_args(Name) if what == "all" else (what,) if isinstance(what, str) else tuple(dict.fromkeys(what))
-    console, results = Console(), []
+    console = Console()
+    found: list[Result | Curve] = []
+
+    def tell(doing: str) -> None:
+        console.print(f"[dim]measuring {doing} ...[/]", highlight=False)  # no spinner: its thread would be timed too
+
     with num_threads(threads):
-        found = find_device(device)
-        about = machine(found)
-        for name in chosen:
-            console.print(f"[dim]measuring {name}, {repeats} times ...[/]")  # no spinner: its thread would be timed too
-            benchmark = BENCHMARKS[name]
-            ratio = benchmark.measure(repeats, found)
-            results.append(Result(name, benchmark.compares, ratio, benchmark.target))
-    console.print(table(results))
+        settings = Settings(repeats, find_device(device), chosen_models(models), chosen_lengths(seq_lens), tell)
+        about = machine(settings.device)
+        for name in names:
+            tell(f"{name}, {repeats} times")
+            found.extend(BENCHMARKS[name].run(name, settings))
+    for part in renderables(found):
+        console.print(part, highlight=False)
     console.print(", ".join(f"{key} {value}" for key, value in about.items()))
     if json is not None:
-        write_json(json, {"machine": about, "results": [as_plain(result) for result in results]})
+        write_json(json, {"machine": about, "results": [result.plain() for result in found]})
     return 0
+
+
+def expand(what: str | list[Name]) -> tuple[str, ...]:
+    """The names of the benchmarks to run, each once."""
+    if what in ("quick", "all"):
+        return tuple(name for name in get_args(Name) if what == "all" or name != "mixers")
+    return (what,) if isinstance(what, str) else tuple(dict.fromkeys(what))
 
 
 def check_options(repeats: int, threads: int | None, json: Path | None) -> None:
@@ -90,6 +91,15 @@ def check_options(repeats: int, threads: int | None, json: Path | None) -> None:
         raise ValueError(f"--threads is {threads}; it must be at least 1")
     if json is not None and (json.is_dir() or not json.resolve().parent.is_dir()):
         raise ValueError(f"--json {json} cannot be written: name a file in a folder that exists")
+
+
+def check_for_mixers(names: tuple[str, ...], **options: list[Any] | None) -> None:
+    """Raise ValueError for an option of mixers that would change nothing, or leave nothing to measure."""
+    for option, value in options.items():
+        if value is not None and "mixers" not in names:
+            raise ValueError(f"--{option} is for mixers, which is not measured here; leave it out or add mixers")
+        if value == []:
+            raise ValueError(f"--{option} is empty; leave it out to take all")
 
 
 def find_device(device: Device) -> str:
@@ -127,29 +137,6 @@ def cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     text = cpuinfo.read_text(encoding="utf-8") if cpuinfo.exists() else ""
     found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
     return found.group(1).strip() if found else platform.processor() or platform.machine()
-
-
-def table(results: list[Result]) -> Table:
-    """Two lines a benchmark, 80 columns at most."""
-    table = Table("A / B", box=box.SIMPLE_HEAD)
-    for column in ("ms", "ratio\nmin .. max", "target", ""):
-        table.add_column(column, justify="right", no_wrap=True)
-    for result in results:
-        ratio = result.ratio
-        table.add_row(
-            f"[bold]{result.name}[/]\n{result.compares}",
-            f"{1e3 * ratio.seconds_a:.2f}\n{1e3 * ratio.seconds_b:.2f}",
-            f"[bold]{ratio.median:.3f}[/]\n{ratio.min:.3f} .. {ratio.max:.3f}",
-            f"<= {result.target:g}",
-            "[green]met[/]" if result.met else "[red]missed[/]",
-        )
-    return table
-
-
-def as_plain(result: Result) -> dict[str, Any]:
-    """A result as it stands in the JSON file."""
-    plain = {"name": result.name, "compares": result.compares, **asdict(result.ratio)}
-    return plain | {"target": result.target, "met": result.met}
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""What `python -m app bench` measures: each benchmark a function that returns a `Ratio`, and an entry of `BENCHMARKS`.
+"""What `python -m app bench` measures: functions that return a `Ratio`, or curves, and the table `BENCHMARKS` of them.
 
 Seconds say more about the machine than about the code; a ratio to something known carries over. To add a benchmark,
 write its function, enter it with what it compares and the ratio we want at most, and add its name to `app.bench.Name`.
@@ -11,7 +11,7 @@ import itertools
 import logging
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
@@ -23,50 +23,21 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.loggers import TensorBoardLogger
-from torch.nn.utils import clip_grad_norm_
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from app.mixers import SEQ_LENS, Tell, mixers
+from app.results import Curve, Result
 from app.timing import Ratio, Stopwatch, interleaved, nothing
+from app.workloads import CLIP, VOCAB_SIZE, bare_training, random_batch, waiting_for
 from callbacks import Growth
 from datamodules import CharText
 from models import TokenFormer
 from models.base import Batch, LanguageModel
-from models.optim import build_optimizer, lr_scale
+from models.sparse_rnn import SparseRecurrence
 from models.tokenformer import Pattention
 
-VOCAB_SIZE = 128  # of random tokens, as many as a text in ASCII can have
-CLIP = 1.0
 WARMUP_STEPS = 5
-TOTAL_STEPS = 10_000  # of a schedule whose length does not matter
-
-
-def waiting_for(device: str) -> Callable[[], None]:
-    """What waits until all work given to the device is done."""
-    return torch.cuda.synchronize if device == "cuda" else nothing
-
-
-def random_batch(batch_size: int, seq_len: int, device: str) -> Batch:
-    """Random tokens: (inputs, targets), each (batch_size, seq_len)."""
-    tokens_BT = torch.randint(VOCAB_SIZE, (batch_size, seq_len + 1), device=device)
-    return tokens_BT[:, :-1].contiguous(), tokens_BT[:, 1:].contiguous()
-
-
-def bare_training(model: LanguageModel, total_steps: int) -> tuple[Callable[[Batch], None], Optimizer]:
-    """A training step without Lightning that does to `model` just what the Trainer would; and its optimizer."""
-    optimizer = build_optimizer(model, model.optim)
-    scheduler = LambdaLR(optimizer, lambda step: lr_scale(step, total_steps, model.optim))
-
-    def step(batch: Batch) -> None:
-        loss = model.loss(batch)
-        optimizer.zero_grad()
-        loss.backward()
-        clip_grad_norm_(model.parameters(), CLIP)
-        optimizer.step()
-        scheduler.step()
-
-    return step, optimizer
 
 
 @contextmanager
@@ -105,7 +76,7 @@ def growth(repeats: int, device: str, *, d_model: int = 128, batch_size: int = 1
     Each event grows a fresh copy of the model and its optimizer, made outside the measured time.
     """
     model = TokenFormer(vocab_size=VOCAB_SIZE, d_model=d_model).to(device)
-    step, optimizer = bare_training(model, TOTAL_STEPS)
+    step, optimizer = bare_training(model)
     batch = random_batch(batch_size, seq_len, device)
     for _ in range(WARMUP_STEPS):
         step(batch)
@@ -185,10 +156,61 @@ def loader(
     data.setup("fit")
     batches = itertools.chain.from_iterable(itertools.repeat(data.train_dataloader()))
     model = TokenFormer(vocab_size=data.vocab_size, d_model=d_model).to(device)
-    step, _ = bare_training(model, TOTAL_STEPS)
+    step, _ = bare_training(model)
     inputs_BT, targets_BT = next(batches)
     batch = inputs_BT.to(device), targets_BT.to(device)
     return interleaved(lambda: next(batches), lambda: step(batch), repeats, sync=waiting_for(device))
+
+
+def recurrences(state_width: int, k: int, device: str) -> tuple[SparseRecurrence, SparseRecurrence]:
+    """A sparse recurrent net and a dense one of the same size."""
+    sparse, dense = SparseRecurrence(state_width, k), SparseRecurrence(state_width, k, variant="dense")
+    return sparse.to(device), dense.to(device)
+
+
+def sparse(repeats: int, device: str, *, state_width: int = 2048, k: int = 32, steps: int = 16) -> Ratio:
+    """So many recurrent steps of one sequence, each from the state before, against those of the dense net."""
+    drives = torch.randn(steps, 1, state_width, device=device).unbind()
+
+    def walk(layer: SparseRecurrence) -> Callable[[], None]:
+        state = layer.init_state(1)
+
+        @torch.inference_mode()
+        def read() -> None:
+            nonlocal state
+            for drive_BM in drives:
+                state = layer.step(drive_BM, state)
+
+        return read
+
+    a, b = map(walk, recurrences(state_width, k, device))
+    return interleaved(a, b, repeats, sync=waiting_for(device))
+
+
+def sparse_training(
+    repeats: int, device: str, *, state_width: int = 2048, k: int = 32, batch_size: int = 16, seq_len: int = 64
+) -> Ratio:
+    """Forward and backward of the sparse recurrent net over a batch, against those of the dense net."""
+    drive, grad = (torch.randn(batch_size, seq_len, state_width, device=device) for _ in range(2))
+    drive.requires_grad_()
+
+    def training(layer: SparseRecurrence) -> Callable[[], tuple[Tensor, ...]]:
+        wanted = (drive, *layer.parameters())
+        return lambda: torch.autograd.grad(layer(drive), wanted, grad)
+
+    a, b = map(training, recurrences(state_width, k, device))
+    return interleaved(a, b, repeats, sync=waiting_for(device))
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the command line says of how to measure; `names` and `seq_lens` are of models, for `mixers`."""
+
+    repeats: int
+    device: str
+    names: Sequence[str] | None = None
+    seq_lens: Sequence[int] = SEQ_LENS
+    tell: Tell = nothing
 
 
 @dataclass(frozen=True)
@@ -199,10 +221,29 @@ class Benchmark:
     target: float
     measure: Callable[[int, str], Ratio]
 
+    def run(self, name: str, settings: Settings) -> Sequence[Result | Curve]:
+        """The one result."""
+        return [Result(name, self.compares, self.measure(settings.repeats, settings.device), self.target)]
 
-BENCHMARKS = {
+
+@dataclass(frozen=True)
+class Survey:
+    """Models set against the baseline at several lengths, by the function that measures their curves."""
+
+    measure: Callable[..., Sequence[Curve]]
+
+    def run(self, name: str, settings: Settings) -> Sequence[Result | Curve]:
+        """All curves."""
+        s = settings
+        return self.measure(s.repeats, s.device, names=s.names, seq_lens=s.seq_lens, tell=s.tell)
+
+
+BENCHMARKS: dict[str, Benchmark | Survey] = {
     "pattention": Benchmark("layer / its bare products and GELU", 1.25, pattention),
     "growth": Benchmark("growth event / training step", 3.0, growth),
     "lightning": Benchmark("Trainer's step / bare loop's step", 1.10, lightning),
     "loader": Benchmark("next batch / training step", 0.03, loader),
+    "sparse": Benchmark("16 steps, k 32 of m 2048 / dense", 0.2, sparse),
+    "sparse_training": Benchmark("training, k 32 of m 2048 / dense", 1.0, sparse_training),
+    "mixers": Survey(mixers),
 }

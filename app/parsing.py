@@ -6,6 +6,7 @@ the nearest existing name beside an unknown one.
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -114,6 +115,14 @@ def call(function: Callable[..., int | None], verb: str, args: list[str]) -> int
     description = (function.__doc__ or "").split("\n\n")[0]
     parser = Parser(prog=f"python -m app {verb}", description=description, allow_abbrev=False)
     names = parser.add_function_arguments(function, as_group=False, as_positional=True)
+    first = next(iter(inspect.signature(function).parameters.values()))
+    if (
+        args
+        and not args[0].startswith("-")
+        and first.default is not first.empty
+        and first.kind is not first.KEYWORD_ONLY
+    ):
+        args = [f"--{first.name}", *args]  # jsonargparse has no positional argument that can be left out
     with explained(f"{parser.prog} --help"):
         config: Any = parser.parse_args(args)
     return function(**{name: config[name] for name in names})

@@ -1,20 +1,23 @@
-"""Time one thing against another, fairly on a machine that is never quiet.
+"""Time things against each other, fairly on a machine that is never quiet.
 
 A and B run in turn in one process, A B A B ..., so that whatever slows the machine slows both. Each pair gives a ratio
-A / B, and the median over the pairs forgets those that something disturbed in between. What is timed is not known here.
+A / B, and the median over the pairs forgets those that something disturbed in between. So with more than two: each
+round runs all, and ratios are taken within a round. What is timed is not known here.
 """
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 Clock = Callable[[], float]
+MIN_ROUNDS = 3  # fewer have no median to speak of
 
 
-def nothing() -> None:
+def nothing(*_: object) -> None:
     """Do nothing: in the place of `prepare` or `sync` where there is nothing to do."""
 
 
@@ -46,6 +49,31 @@ def seconds(work: Callable[[], object], sync: Callable[[], None] = nothing, cloc
     return clock() - start
 
 
+def in_turn(
+    works: Sequence[Callable[[], object]],
+    repeats: int,
+    *,
+    warmup: int = 3,
+    budget: float = math.inf,
+    prepare: Callable[[], object] = nothing,
+    sync: Callable[[], None] = nothing,
+    clock: Clock = time.perf_counter,
+) -> list[list[float]]:
+    """Run `prepare` and then all `works`, round by round; returns the seconds of each work, one a round.
+
+    The first `warmup` rounds are not counted, nor is `prepare`. At most `repeats` rounds follow; they end early once
+    all took `budget` seconds, but not before there are MIN_ROUNDS.
+    """
+    start = clock()
+    rounds: list[list[float]] = []
+    while len(rounds) < warmup + repeats:
+        if len(rounds) >= warmup + MIN_ROUNDS and clock() - start >= budget:
+            break
+        prepare()
+        rounds.append([seconds(work, sync, clock) for work in works])
+    return [list(of_one) for of_one in zip(*rounds[warmup:], strict=True)]
+
+
 def interleaved(
     a: Callable[[], object],
     b: Callable[[], object],
@@ -57,12 +85,12 @@ def interleaved(
     clock: Clock = time.perf_counter,
 ) -> Ratio:
     """Run `prepare`, a and b in turn, `warmup` times unheeded and `repeats` times measured; `prepare` is not timed."""
-    seconds_a, seconds_b = [], []
-    for _ in range(warmup + repeats):
-        prepare()
-        seconds_a.append(seconds(a, sync, clock))
-        seconds_b.append(seconds(b, sync, clock))
-    return Ratio.of(seconds_a[warmup:], seconds_b[warmup:])
+    return Ratio.of(*in_turn((a, b), repeats, warmup=warmup, prepare=prepare, sync=sync, clock=clock))
+
+
+def fitted_exponent(lengths: Sequence[float], values: Sequence[float]) -> float:
+    """The x of the power law `value ~ length^x` that fits best: least squares on the logarithms, 2 lengths or more."""
+    return statistics.linear_regression([*map(math.log, lengths)], [*map(math.log, values)]).slope
 
 
 class Stopwatch:

@@ -16,7 +16,7 @@ import hashlib
 import os
 from collections.abc import Iterator
 from dataclasses import asdict
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import lightning as L
 import torch
@@ -28,7 +28,7 @@ from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from models.layers import check_positive, rms_norm
+from models.layers import Layer, check_positive, rms_norm
 from models.metrics import IGNORED, EvalMetrics
 from models.optim import Optim, build_optimizer, grad_norm, lr_scale, reapply
 
@@ -41,25 +41,6 @@ CHECKPOINT_KEY = "greenhouse"  # our own entry in a checkpoint
 def mixed_seed(*parts: int) -> int:
     """A seed for a generator, different for any other `parts`, the same on every machine."""
     return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "little") >> 1
-
-
-class Layer(Protocol):
-    """The mixer contract, as in the module's docstring."""
-
-    def __call__(self, x_BTD: Tensor) -> Tensor:
-        """All positions at once."""
-
-    def init_state(self, batch_size: int) -> Any:
-        """State before the first token."""
-
-    def step(self, x_BD: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """One position."""
-
-    def flops_per_token(self, seq_len: int) -> int:
-        """Forward FLOPs of one token of a sequence of `seq_len`."""
-
-    def state_bytes(self, seq_len: int) -> int:
-        """Bytes of one sequence's state after `seq_len` tokens."""
 
 
 class LanguageModel(L.LightningModule):

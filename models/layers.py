@@ -1,4 +1,4 @@
-"""Operators that several models share: norms, rotary positions, causal attention and its key-value cache, token shift.
+"""What several models share: the mixer contract, norms, rotary attention and its key-value cache, token shift.
 
 Each is a pure function beside the streaming form that must equal it. Rotary embedding rotates the pair (x_i, x_{i+d/2})
 of position t by t * base^(-2i/d) (Su et al., arXiv 2104.09864, in the half-split layout), computed for just the
@@ -9,7 +9,7 @@ Shapes: B batch, T time, D width, H heads, K width of a head.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple, Protocol, get_args
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,25 @@ from torch import Tensor, nn
 MIN_CACHE = 16  # positions a fresh cache has room for; it doubles from there
 ROPE_BASE = 10_000.0  # the slowest pair turns once in about 2 pi times as many positions
 QK_GAIN = 2.9  # of scores of normalised queries and keys, over the usual 1 / sqrt(K): lets attention be sharp
+
+
+class Layer(Protocol):
+    """The mixer contract: a causal map over time and its streaming form, which equals it."""
+
+    def __call__(self, x_BTD: Tensor) -> Tensor:
+        """All positions at once."""
+
+    def init_state(self, batch_size: int) -> Any:
+        """State before the first token."""
+
+    def step(self, x_BD: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """One position."""
+
+    def flops_per_token(self, seq_len: int) -> int:
+        """Forward FLOPs of one token of a sequence of `seq_len`."""
+
+    def state_bytes(self, seq_len: int) -> int:
+        """Bytes of one sequence's state after `seq_len` tokens."""
 
 
 def rms_norm(x: Tensor) -> Tensor:

@@ -18,9 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.base import LanguageModel, Layer
+from models.base import LanguageModel
 from models.layers import (
     ROPE_BASE,
+    Layer,
     TokenShift,
     causal_shift,
     check_choice,

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from models.base import LanguageModel
 from models.layers import check_choice, check_positive, rms_norm
+from models.scan import accumulation_dtype
 from models.sparse_scan import DenseScan, Rule, SparseScan, gains, rms_scale, sparse_step
 
 Variant = Literal["inhibited", "plain", "dense"]
@@ -67,37 +68,46 @@ class SparseRecurrence(nn.Module):
             nn.init.zeros_(self.rule_bias)
             nn.init.normal_(self.rule_out, std=0.1 * 0.5**0.5)
 
-    def rule(self) -> Rule | None:
-        """Weights of g and f, None without inhibition."""
-        return (self.rule_in, self.rule_bias, self.rule_out) if self.variant == "inhibited" else None
+    def weights(self, dtype: torch.dtype) -> tuple[Tensor, Rule | None]:
+        """The rows, and the network of g and f if there is inhibition, in the type the state is kept in."""
+        rows: Tensor = self.rows
+        rule: Rule | None = None
+        if self.variant == "inhibited":
+            rule = self.rule_in, self.rule_bias, self.rule_out
+        if rows.dtype != dtype:
+            rows, rule = rows.to(dtype), rule and (rule[0].to(dtype), rule[1].to(dtype), rule[2].to(dtype))
+        return rows, rule
 
     @torch.compiler.disable  # type: ignore[untyped-decorator] # a loop over time, which a compiler would unroll
     def forward(self, drive_BTM: Tensor) -> Tensor:
         """(B, T, M) -> (B, T, M), in float32 at least."""
-        dtype = torch.promote_types(drive_BTM.dtype, torch.float32)
-        drive_TBM = drive_BTM.to(dtype).transpose(0, 1).contiguous()
+        dtype = accumulation_dtype(drive_BTM.dtype)
         with torch.autocast(drive_BTM.device.type, enabled=False):
-            x_BM = rms_norm(self.start).expand_as(drive_TBM[0])
+            drive_TBM = drive_BTM.to(dtype).transpose(0, 1).contiguous()
+            x_BM, (rows_MM, rule) = rms_norm(self.start.to(dtype)).expand_as(drive_TBM[0]), self.weights(dtype)
             window = self.bptt_window or 0
             if self.variant == "dense":
-                y = DenseScan.apply(drive_TBM, x_BM, self.rows, window)  # type: ignore[no-untyped-call]
+                y = DenseScan.apply(drive_TBM, x_BM, rows_MM, window)  # type: ignore[no-untyped-call]
             else:
-                rule = self.rule() or ()
-                y = SparseScan.apply(drive_TBM, x_BM, self.rows, self.k, window, *rule)  # type: ignore[no-untyped-call]
+                y = SparseScan.apply(drive_TBM, x_BM, rows_MM, self.k, window, *(rule or ()))  # type: ignore[no-untyped-call]
         return cast(Tensor, y).transpose(0, 1)
 
     def init_state(self, batch_size: int) -> State:
         """The learned first stimulus, no inhibition."""
-        x_BM = rms_norm(self.start).expand(batch_size, -1)
+        x_BM = rms_norm(self.start.to(accumulation_dtype(self.start.dtype))).expand(batch_size, -1)
         return x_BM, torch.zeros_like(x_BM if self.variant == "inhibited" else x_BM[:, :0])
 
     def step(self, drive_BM: Tensor, state: State) -> State:
         """One step of `forward`; the stimulus is the output."""
+        if torch.is_autocast_enabled(drive_BM.device.type):  # the state stays what it is in `forward`
+            with torch.autocast(drive_BM.device.type, enabled=False):
+                return self.step(drive_BM, state)
         x_BM, b_BM = state
+        drive_BM, (rows_MM, rule) = drive_BM.to(x_BM.dtype), self.weights(x_BM.dtype)
         if self.variant == "dense":
-            pre_BM = torch.addmm(drive_BM, x_BM, self.rows) + x_BM
+            pre_BM = torch.addmm(drive_BM, x_BM, rows_MM) + x_BM
         else:
-            pre_BM, b_BM, _, _ = sparse_step(x_BM, b_BM, drive_BM, self.rows, self.rule(), self.k)
+            pre_BM, b_BM, _ = sparse_step(x_BM, b_BM, drive_BM, rows_MM, rule, self.k)
         return pre_BM * rms_scale(pre_BM), b_BM
 
     def flops_per_token(self) -> int:
@@ -120,7 +130,7 @@ def scan_reference(layer: SparseRecurrence, drive_BTM: Tensor) -> Tensor:
             args_BK = (x_BM - b_BM).argsort(descending=True)[:, : layer.k]
             g_BK, f_BK = x_BM.gather(1, args_BK), torch.zeros_like(args_BK, dtype=x_BM.dtype)
             if layer.variant == "inhibited":
-                g_BK, f_BK = gains(g_BK, b_BM.gather(1, args_BK), cast(Rule, layer.rule()))
+                g_BK, f_BK = gains(g_BK, b_BM.gather(1, args_BK), cast(Rule, layer.weights(x_BM.dtype)[1]))
             read_BM = (g_BK.unsqueeze(-1) * layer.rows[args_BK]).sum(1)
             b_BM = b_BM.scatter_add(1, args_BK, f_BK)
         x_BM = rms_norm(x_BM + read_BM + drive_BM)
@@ -181,7 +191,7 @@ class Block(nn.Module):
     def state_bytes(self, seq_len: int) -> int:
         """The stimulus, and the inhibition if there is one."""
         levels = self.recurrence.state_width * (2 if self.recurrence.variant == "inhibited" else 1)
-        return levels * self.recurrence.rows.element_size()
+        return levels * accumulation_dtype(self.recurrence.rows.dtype).itemsize
 
 
 class SparseRNN(LanguageModel):

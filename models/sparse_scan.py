@@ -9,12 +9,13 @@ Shapes: B batch, T time, M levels (m), K attended levels (k), H hidden units of 
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
+LINEAR = ((1.0, 0.0), (0.0, -0.5))  # the part of `gains` that is not learned: of x and b in g, of x and b in f
 Rule = tuple[Tensor, Tensor, Tensor]  # the network of g and f: U (H, 2), c (H, 1), V (2, H)
 
 
@@ -53,35 +54,57 @@ def gains(x: Tensor, b: Tensor, rule: Rule) -> tuple[Tensor, Tensor]:
     return x + net_g, torch.add(net_f, b, alpha=-0.5)
 
 
-def weighted_rows(rows_MM: Tensor, args_BK: Tensor, g_BK: Tensor) -> Tensor:
+def bag_offsets(args_BK: Tensor) -> Tensor:
+    """Where the bag of each sequence begins in the flattened args, (B,)."""
+    return torch.arange(0, args_BK.numel(), args_BK.size(1), device=args_BK.device)
+
+
+def weighted_rows(rows_MM: Tensor, args_BK: Tensor, g_BK: Tensor, offsets_B: Tensor) -> Tensor:
     """Sums of rows times weights, fused: (M, M), (B, K), (B, K) -> (B, M); `F.embedding_bag` with less around it."""
-    offsets_B = torch.arange(0, args_BK.numel(), args_BK.size(1), device=args_BK.device)
     bags = torch.embedding_bag(rows_MM, args_BK.flatten(), offsets_B, False, 0, False, g_BK.flatten(), False)
     return bags[0]
 
 
+class Choice(NamedTuple):
+    """What a step attends to: args (B, K), their stimulus and inhibition before it, and the weights of the rows."""
+
+    args: Tensor
+    x: Tensor
+    b: Tensor
+    weights: Tensor
+
+
 def sparse_step(
-    x_BM: Tensor, b_BM: Tensor, drive_BM: Tensor, rows_MM: Tensor, rule: Rule | None, k: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """One step -> next stimulus before the norm, next inhibition, args (B, K), and weights g (B, K) of the rows."""
+    x_BM: Tensor,
+    b_BM: Tensor,
+    drive_BM: Tensor,
+    rows_MM: Tensor,
+    rule: Rule | None,
+    k: int,
+    offsets_B: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Choice]:
+    """One step -> next stimulus before the norm, next inhibition, and what was attended to."""
     args_BK = (x_BM if rule is None else x_BM - b_BM).topk(k, sorted=False).indices
-    g_BK = attend(x_BM, args_BK)
+    g_BK = b_BK = x_BK = attend(x_BM, args_BK)
     if rule is not None:
-        g_BK, f_BK = gains(g_BK, attend(b_BM, args_BK), rule)
+        b_BK = attend(b_BM, args_BK)
+        g_BK, f_BK = gains(x_BK, b_BK, rule)
         b_BM = b_BM.scatter_add(1, args_BK, f_BK)
-    return x_BM + drive_BM + weighted_rows(rows_MM, args_BK, g_BK), b_BM, args_BK, g_BK
+    offsets_B = bag_offsets(args_BK) if offsets_B is None else offsets_B
+    pre_BM = weighted_rows(rows_MM, args_BK, g_BK, offsets_B) + (x_BM + drive_BM)
+    return pre_BM, b_BM, Choice(args_BK, x_BK, b_BK, g_BK)
 
 
 def rms_scale(x: Tensor) -> Tensor:
     """1 / root mean square of (B, M) -> (B, 1); the state never vanishes, as it starts at 1 and is kept there."""
-    scale: Tensor = x.size(-1) ** 0.5 / torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    scale: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True).reciprocal_().mul_(x.size(-1) ** 0.5)
     return scale
 
 
-def norm_backward(grad: Tensor, normed: Tensor, scale: Tensor) -> Tensor:
-    """Gradient of x from that of y = s x, s = rms_scale(x): s (grad - y mean(grad y))."""
+def norm_backward(grad: Tensor, normed: Tensor, scale: Tensor, out: Tensor) -> Tensor:
+    """Gradient of x from that of y = s x, s = rms_scale(x), written to `out`: s (grad - y mean(grad y))."""
     inner = torch.linalg.vecdot(grad, normed).unsqueeze(-1) / -normed.size(-1)
-    return torch.addcmul(grad, normed, inner).mul_(scale)
+    return torch.mul(torch.addcmul(grad, normed, inner), scale, out=out)
 
 
 class SparseScan(torch.autograd.Function):
@@ -91,72 +114,86 @@ class SparseScan(torch.autograd.Function):
     def forward(
         ctx: Any, drive_TBM: Tensor, x_BM: Tensor, rows_MM: Tensor, k: int, window: int, *rule: Tensor
     ) -> Tensor:
-        """Drives (T, B, M) and the first stimulus -> stimuli (T, B, M); see `sparse_scan_reference`."""
-        states, scales, inhibitions, args, weights = [x_BM], [], [torch.zeros_like(x_BM)], [], []
-        for drive_BM in drive_TBM.unbind(0):
-            pre_BM, b_BM, args_BK, g_BK = sparse_step(
-                states[-1], inhibitions[-1], drive_BM, rows_MM, cast(Rule, rule) if rule else None, k
-            )
+        """Drives (T, B, M) and the first stimulus -> stimuli (T, B, M)."""
+        states_TBM, scales, choices = torch.empty_like(drive_TBM), [], []
+        b_BM, network = torch.zeros_like(x_BM), cast(Rule, rule) if rule else None
+        offsets_B = torch.arange(0, x_BM.size(0) * k, k, device=x_BM.device)
+        for drive_BM, state_BM in zip(drive_TBM.unbind(0), states_TBM.unbind(0), strict=True):
+            pre_BM, b_BM, chosen = sparse_step(x_BM, b_BM, drive_BM, rows_MM, network, k, offsets_B)
             scales.append(rms_scale(pre_BM))
-            states.append(pre_BM.mul_(scales[-1]))
-            args.append(args_BK)
-            weights.append(g_BK)
-            inhibitions.append(b_BM)
-        args_TBK, states_TBM = torch.stack(args), torch.stack(states)
-        attended_TBK = states_TBM[:-1].gather(2, args_TBK)
-        inhibited_TBK = torch.stack([b.gather(1, i) for b, i in zip(inhibitions, args, strict=False)])
-        ctx.save_for_backward(
-            states_TBM, torch.stack(scales), args_TBK, torch.stack(weights), attended_TBK, inhibited_TBK, rows_MM, *rule
-        )
+            choices.append(chosen)
+            x_BM = torch.mul(pre_BM, scales[-1], out=state_BM)
+        chosen_TBK = (torch.stack(column) for column in zip(*choices, strict=True))
+        ctx.save_for_backward(states_TBM, torch.stack(scales), *chosen_TBK, rows_MM, *rule)
         ctx.window = window
-        return states_TBM[1:].clone()
+        return states_TBM
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of drives, first stimulus, rows and rule; none crosses the border of a window."""
-        states, scales, args, weights, attended, inhibited, rows_MM, *rule = ctx.saved_tensors
-        slopes, leaves, outputs = _slopes(attended, inhibited, rule)
-        dpre_TBM = torch.empty_like(gradients[0])
-        dg_TBK, df_TBK = torch.empty_like(attended), torch.zeros_like(attended)
+        states, scales, args, x_TBK, b_TBK, weights, rows_MM, *rule = ctx.saved_tensors
+        network = Network(x_TBK, b_TBK, cast(Rule, tuple(rule))) if rule else None
+        dpre_TBM, dg_TBK, df_TBK = torch.empty_like(states), torch.empty_like(x_TBK), torch.empty_like(x_TBK)
         dx_BM, db_BM = torch.zeros_like(states[0]), torch.zeros_like(states[0])
+        offsets_B = bag_offsets(args[0])
+        bags_N = torch.arange(len(offsets_B), device=args.device).repeat_interleave(args.size(-1))
         for t in range(len(args) - 1, -1, -1):
-            dpre_BM = torch.mul(
-                norm_backward(dx_BM.add_(gradients[0][t]), states[t + 1], scales[t]), 1, out=dpre_TBM[t]
-            )
-            torch.linalg.vecdot(F.embedding(args[t], rows_MM), dpre_BM.unsqueeze(1), out=dg_TBK[t])
-            if rule:
+            dpre_BM = norm_backward(dx_BM.add_(gradients[0][t]), states[t], scales[t], dpre_TBM[t])
+            dg_TBK[t] = of_x_BK = rows_products(rows_MM, args[t], dpre_BM, offsets_B, bags_N)
+            if network is not None:
                 torch.gather(db_BM, 1, args[t], out=df_TBK[t])
-                db_BM.scatter_add_(1, args[t], dg_TBK[t] * slopes[1][t] + df_TBK[t] * slopes[3][t])
-            dx_BM = dpre_BM.scatter_add(1, args[t], dg_TBK[t] * slopes[0][t] + df_TBK[t] * slopes[2][t])
+                of_x_BK, of_b_BK = (network.slopes[t, :, 0] * dg_TBK[t]).addcmul_(network.slopes[t, :, 1], df_TBK[t])
+                db_BM.scatter_add_(1, args[t], of_b_BK)
+            dx_BM = dpre_BM.scatter_add(1, args[t], of_x_BK)
             if ctx.window and t and t % ctx.window == 0:
                 dx_BM.zero_()
                 db_BM.zero_()
-        drule = torch.autograd.grad(outputs, leaves, (dg_TBK, df_TBK)) if rule else ()
+        drule = network.gradients(dg_TBK, df_TBK) if network is not None else ()
         return dpre_TBM, dx_BM, rows_gradient(args, weights, dpre_TBM, rows_MM), None, None, *drule
 
 
-def _slopes(
-    attended: Tensor, inhibited: Tensor, rule: list[Tensor]
-) -> tuple[tuple[Tensor, ...], list[Tensor], tuple[Tensor, ...]]:
-    """Derivatives dg/dx, dg/db, df/dx, df/db at every step; the rule as leaves, and g and f as functions of them."""
-    if not rule:
-        one, zero = torch.ones_like(attended), torch.zeros_like(attended)
-        return (one, zero, zero, zero), [], ()
-    with torch.enable_grad():
-        x, b = attended.detach().requires_grad_(), inhibited.detach().requires_grad_()
-        leaves = [weight.detach().requires_grad_() for weight in rule]
-        g, f = gains(x, b, cast(Rule, tuple(leaves)))
-        of_g = torch.autograd.grad(g.sum(), (x, b), retain_graph=True)
-        of_f = torch.autograd.grad(f.sum(), (x, b), retain_graph=True)
-    return (*of_g, *of_f), leaves, (g, f)
+class Network:
+    """Derivatives of `gains` at all steps, in closed form and a few products.
+
+    slopes: (T, 2, 2, B, K), first of x and b, then in g and f.
+    """
+
+    def __init__(self, x_TBK: Tensor, b_TBK: Tensor, rule: Rule) -> None:
+        inward, bias, self.outward = rule
+        self.pair = torch.stack((x_TBK, b_TBK)).flatten(1)
+        self.hidden = torch.addmm(bias, inward, self.pair).tanh_()
+        self.bend = 1 - self.hidden.square()
+        linear = self.pair.new_tensor(LINEAR).T.reshape(4, 1)
+        paths = (inward.T.unsqueeze(1) * self.outward.unsqueeze(0)).flatten(0, 1)  # (4, H)
+        self.slopes = torch.addmm(linear, paths, self.bend).view(2, 2, *x_TBK.shape).movedim(2, 0).contiguous()
+
+    def gradients(self, dg_TBK: Tensor, df_TBK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients of U, c and V from those of g and f."""
+        grad = torch.stack((dg_TBK, df_TBK)).flatten(1)
+        inner = (self.outward.T @ grad).mul_(self.bend)
+        return inner @ self.pair.T, inner.sum(1, keepdim=True), grad @ self.hidden.T
+
+
+def rows_products(rows_MM: Tensor, args_BK: Tensor, grad_BM: Tensor, offsets_B: Tensor, bags_N: Tensor) -> Tensor:
+    """Products of attended rows with a gradient, the rows not copied: (M, M), (B, K), (B, M) -> (B, K); N = B K."""
+    products: Tensor = torch.ops.aten._embedding_bag_per_sample_weights_backward(
+        grad_BM, rows_MM, args_BK.flatten(), offsets_B, bags_N, 0
+    )
+    return products.view_as(args_BK)
 
 
 def rows_gradient(args_TBK: Tensor, weights_TBK: Tensor, dpre_TBM: Tensor, rows_MM: Tensor) -> Tensor:
-    """Sum of weight * dpre over the steps that attended a row: a sparse (M, N) times a dense (N, M), K N M products."""
-    bags = torch.arange(args_TBK[..., 0].numel(), device=args_TBK.device).repeat_interleave(args_TBK.size(-1))
-    shape = (rows_MM.size(0), args_TBK[..., 0].numel())
-    where = torch.stack((args_TBK.flatten(), bags))
-    return torch.sparse_coo_tensor(where, weights_TBK.flatten(), shape, check_invariants=False) @ dpre_TBM.flatten(0, 1)
+    """Sum of weight * dpre over the steps that attended a row: K N M multiply-adds, a bag of gradients for each row."""
+    args, k = args_TBK.flatten(), args_TBK.size(-1)
+    order = args.argsort(stable=True)
+    counts = args.bincount(minlength=rows_MM.size(0))
+    steps, weights, starts = (
+        order.div(k, rounding_mode="floor"),
+        weights_TBK.flatten()[order],
+        counts.cumsum(0) - counts,
+    )
+    return torch.embedding_bag(dpre_TBM.flatten(0, 1), steps, starts, False, 0, False, weights, False)[0]
 
 
 class DenseScan(torch.autograd.Function):
@@ -165,27 +202,25 @@ class DenseScan(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, drive_TBM: Tensor, x_BM: Tensor, rows_MM: Tensor, window: int) -> Tensor:
         """Drives (T, B, M) and the first stimulus -> stimuli (T, B, M)."""
-        states, scales = [x_BM], []
-        for drive_BM in drive_TBM.unbind(0):
-            pre_BM = torch.addmm(drive_BM, states[-1], rows_MM).add_(states[-1])
+        states_TBM, scales, first_BM = torch.empty_like(drive_TBM), [], x_BM
+        for drive_BM, state_BM in zip(drive_TBM.unbind(0), states_TBM.unbind(0), strict=True):
+            pre_BM = torch.addmm(drive_BM, x_BM, rows_MM).add_(x_BM)
             scales.append(rms_scale(pre_BM))
-            states.append(pre_BM.mul_(scales[-1]))
-        states_TBM = torch.stack(states)
-        ctx.save_for_backward(states_TBM, torch.stack(scales), rows_MM)
+            x_BM = torch.mul(pre_BM, scales[-1], out=state_BM)
+        ctx.save_for_backward(states_TBM, torch.stack(scales), first_BM, rows_MM)
         ctx.window = window
-        return states_TBM[1:].clone()
+        return states_TBM
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of drives, first stimulus and rows; none crosses the border of a window."""
-        states, scales, rows_MM = ctx.saved_tensors
-        dpre_TBM = torch.empty_like(gradients[0])
-        dx_BM = torch.zeros_like(states[0])
+        states, scales, first_BM, rows_MM = ctx.saved_tensors
+        dpre_TBM, dx_BM = torch.empty_like(states), torch.zeros_like(states[0])
         for t in range(len(scales) - 1, -1, -1):
-            dpre_BM = torch.mul(
-                norm_backward(dx_BM.add_(gradients[0][t]), states[t + 1], scales[t]), 1, out=dpre_TBM[t]
-            )
+            dpre_BM = norm_backward(dx_BM.add_(gradients[0][t]), states[t], scales[t], dpre_TBM[t])
             dx_BM = torch.addmm(dpre_BM, dpre_BM, rows_MM.T)
             if ctx.window and t and t % ctx.window == 0:
                 dx_BM.zero_()
-        return dpre_TBM, dx_BM, states[:-1].flatten(0, 1).T @ dpre_TBM.flatten(0, 1), None
+        drows_MM = torch.addmm(first_BM.T @ dpre_TBM[0], states[:-1].flatten(0, 1).T, dpre_TBM[1:].flatten(0, 1))
+        return dpre_TBM, dx_BM, drows_MM, None

@@ -47,7 +47,9 @@ def test_met_needs_an_exponent_and_a_target():
 
 def test_ratios_are_taken_within_a_round():
     pair = Curve(SEQUENCE, "Mixer", "Base", (8,), ((1.0, 8.0, 3.0),), ((1.0, 2.0, 6.0),))
-    assert pair.plain()["points"] == [{"seq_len": 8, "value": 3.0, "median": 1.0, "min": 0.5, "max": 4.0, "pairs": 3}]
+    assert pair.plain()["points"] == [
+        {"seq_len": 8, "value": 3.0, "least_value": 1.0, "median": 1.0, "min": 0.5, "max": 4.0, "pairs": 3}
+    ]
 
 
 def test_tables_fit_into_80_columns_and_show_values_ratios_and_marks():
@@ -64,9 +66,9 @@ def test_tables_fit_into_80_columns_and_show_values_ratios_and_marks():
     assert max(map(len, lines)) <= 80
     rows = {line.split()[0]: line.split()[1:] for line in lines if line.strip()}
     assert rows["T"] == ["=", "256", "1,024", "4,096", "16,384", "x", "target"]
-    assert rows["Base"] == ["1", "1", "1", "1", "1.00", "<=", "1.10", "met"]  # in ms
-    assert rows[longest] == ["1.5", "1.5", "1.5", "1.5", "1.00", "<=", "1.10", "met"]
-    assert rows["Mixer"] == ["7e+03", "1", "2", "4", "1.50", "<=", "1.10", "missed"]
+    assert rows["Base"] == ["1.00", "1.00", "1.00", "1.00", "1.00", "<=", "1.10", "met"]  # in ms
+    assert rows[longest] == ["1.50", "1.50", "1.50", "1.50", "1.00", "<=", "1.10", "met"]
+    assert rows["Mixer"] == ["7,000", "1.00", "2.00", "4.00", "1.50", "<=", "1.10", "missed"]
 
 
 def test_highest_sum():
@@ -146,12 +148,20 @@ def test_values_are_a_token_s_whatever_the_batch():
     assert one[0] == pytest.approx(four[0], rel=0.1)
 
 
-def test_decoding_starts_after_so_many_tokens_and_goes_on():
-    stream = Stream(models.Transformer(vocab_size=mixers.VOCAB_SIZE, d_model=16), "cpu")
-    mixers.decoding_seconds({"it": stream}, 10, "cpu", repeats=2)
-    assert stream.position == 10 + 3 * mixers.DECODED  # a warm-up and two rounds
-    mixers.decoding_seconds({"it": stream}, 100, "cpu", repeats=2)
-    assert stream.position == 100 + 3 * mixers.DECODED
+def test_every_round_decodes_from_the_same_place(monkeypatch):
+    read = []
+
+    class Watched(Stream):
+        def read(self, count):
+            read.append((self.position, count))
+            super().read(count)
+
+    streams = {"it": Watched(models.Transformer(vocab_size=mixers.VOCAB_SIZE, d_model=16), "cpu")}
+    for start, seq_len in ((0, 10), (10, 100)):
+        mixers.decoding_seconds(streams, seq_len, "cpu", repeats=2)
+        one_round = [(seq_len, 1), (seq_len + 1, mixers.DECODED)]
+        assert read == [(start, seq_len - start), *one_round * 3]  # up to there, a warm-up and two rounds
+        read.clear()
 
 
 def test_the_command_line_prints_and_writes_all_curves(monkeypatch, tmp_path, capsys):
@@ -171,10 +181,17 @@ def test_the_command_line_prints_and_writes_all_curves(monkeypatch, tmp_path, ca
     assert "Peak memory" in out
 
 
-def test_a_stream_goes_on_where_it_was():
-    model = models.Transformer(vocab_size=mixers.VOCAB_SIZE, d_model=16)
-    stream = Stream(model, "cpu")
+@pytest.mark.parametrize("name", models.__all__)
+def test_a_stream_goes_on_where_it_was_and_a_fork_by_itself(name):
+    torch.manual_seed(0)
+    stream = Stream(getattr(models, name)(vocab_size=mixers.VOCAB_SIZE), "cpu")
+    stream.fork().read(2)
     stream.read(3)
+    fork = stream.fork()
+    fork.read(16)  # a Transformer's cache writes in place, and is full
     stream.read(4)
-    assert stream.position == 7
-    assert [cache.length for cache, _ in stream.state] == [7]
+    assert (stream.position, fork.position) == (7, 19)
+    tokens_BT = torch.stack(stream.tokens[:8], 1)
+    with torch.no_grad():
+        logits_BV, _ = stream.model.step(tokens_BT[:, 7], stream.state)
+        torch.testing.assert_close(logits_BV, stream.model(tokens_BT)[:, 7], rtol=1e-3, atol=1e-3)

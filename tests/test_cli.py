@@ -391,6 +391,10 @@ MISTAKES = {
     "grow whole.ckpt out.ckpt --factor .inf": ("--factor",),
     "grow whole.ckpt out.ckpt --facto 2": ("--facto", "'--factor'"),
     "grow truncated.ckpt out.ckpt --factor 2": ("IN_CKPT truncated.ckpt", "damaged"),
+    # the first argument of bench, with and without its name
+    "bench mixer": ("--what mixer", "'mixers'"),
+    "bench mixers --models [Palms]": ("--models Palms", "Palm"),
+    "bench --what sparse --models [Palm]": ("--models", "mixers"),
     # checkpoints
     "test --ckpt_path none.ckpt": ("--ckpt_path none.ckpt",),
     "test --ckpt_path truncated.ckpt": ("--ckpt_path truncated.ckpt", "damaged"),

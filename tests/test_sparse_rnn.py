@@ -99,3 +99,33 @@ def test_inhibition_turns_attention_elsewhere_and_stays_bounded():
 def test_sizes_that_do_not_fit_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         SparseRNN(vocab_size=5, **options)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("precision", ["mixed", "true"])
+def test_the_state_is_kept_in_float32_in_both_forms_under_bfloat16(variant, precision):
+    layer, drive = recurrence(variant).float(), drives(2, 40, 12).detach().bfloat16()
+    expected = layer(drive.float())
+    layer = layer.bfloat16() if precision == "true" else layer
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "mixed"):
+        parallel, state, streamed = layer(drive), layer.init_state(2), []
+        for drive_BM in drive.unbind(1):
+            state = layer.step(drive_BM, state)
+            streamed.append(state[0])
+        parallel.sum().backward()
+    assert parallel.dtype == state[0].dtype == torch.float32
+    assert all(parameter.grad is not None for parameter in layer.parameters())
+    torch.testing.assert_close(torch.stack(streamed, 1), parallel, rtol=0, atol=1e-5)
+    if precision == "mixed":
+        assert torch.equal(parallel, expected)
+
+
+def test_streaming_equals_parallel_after_ten_thousand_steps_and_ties_fall_alike():
+    layer, drive = recurrence(), drives(2, 10_000, 12).detach().round(decimals=1)  # many levels alike at first
+    layer.start.data.fill_(1.0)
+    with torch.no_grad():
+        parallel, state = layer(drive), layer.init_state(2)
+        for drive_BM in drive.unbind(1):
+            state = layer.step(drive_BM, state)
+        assert torch.equal(layer(drive), parallel)
+    torch.testing.assert_close(state[0], parallel[:, -1], rtol=0, atol=1e-9)
