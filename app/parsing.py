@@ -115,13 +115,9 @@ def call(function: Callable[..., int | None], verb: str, args: list[str]) -> int
     description = (function.__doc__ or "").split("\n\n")[0]
     parser = Parser(prog=f"python -m app {verb}", description=description, allow_abbrev=False)
     names = parser.add_function_arguments(function, as_group=False, as_positional=True)
-    first = next(iter(inspect.signature(function).parameters.values()))
-    if (
-        args
-        and not args[0].startswith("-")
-        and first.default is not first.empty
-        and first.kind is not first.KEYWORD_ONLY
-    ):
+    first = next(iter(inspect.signature(function).parameters.values()), None)
+    can_be_left_out = first is not None and first.default is not first.empty and first.kind is not first.KEYWORD_ONLY
+    if can_be_left_out and args and not args[0].startswith("-"):
         args = [f"--{first.name}", *args]  # jsonargparse has no positional argument that can be left out
     with explained(f"{parser.prog} --help"):
         config: Any = parser.parse_args(args)
