@@ -38,7 +38,7 @@ def bench(
 
     Args:
         what: A benchmark, a list of them as in [pattention,growth], quick for all but mixers, or all. mixers sets each
-            model against the one-layer Transformer at several lengths, which takes about ten minutes.
+            model against the one-layer Transformer at several lengths, which takes about five minutes.
         repeats: Rounds to time in each benchmark, after a warm-up; the median of their ratios counts. In mixers at most
             so many, fewer where a round takes long.
         threads: CPU threads for PyTorch; by default as many as it takes by itself.

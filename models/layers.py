@@ -166,6 +166,16 @@ class TokenShift(nn.Module):
         return x + self.mix * previous
 
 
+def init_input(weight: Tensor) -> None:
+    """Draw a matrix that reads a normalised input, U(-1/sqrt fan_in, 1/sqrt fan_in)."""
+    nn.init.uniform_(weight, -(weight.size(1) ** -0.5), weight.size(1) ** -0.5)
+
+
+def init_output(weight: Tensor, num_outputs: int) -> None:
+    """Draw a matrix, one of `num_outputs` whose outputs add up, quiet: N(0, 1 / (4 fan_in num_outputs))."""
+    nn.init.normal_(weight, std=0.5 * (weight.size(1) * num_outputs) ** -0.5)
+
+
 def check_heads(d_model: int, num_heads: int) -> None:
     """Raise ValueError unless `num_heads` divides `d_model` into even widths, as rotary positions need."""
     if num_heads < 1 or d_model % num_heads or (d_model // num_heads) % 2:

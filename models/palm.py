@@ -27,11 +27,13 @@ from models.layers import (
     check_choice,
     check_heads,
     check_positive,
+    init_input,
+    init_output,
     place,
     rms_norm,
     split_heads,
 )
-from models.scan import cumulative_sum
+from models.scan import accumulation_dtype, cumulative_sum
 
 Mixing = Literal["detail", "aft"]
 Recursion = Literal["each", "all"]
@@ -49,7 +51,7 @@ def attention_free(q_BTD: Tensor, k_BTD: Tensor, v_BTD: Tensor, bound: float) ->
     Keys are at most `bound`, as QK-norm makes them: exp(k - bound) never overflows, however long the sequence, and
     down to k = -bound, with a bound of 40, it is far from underflow.
     """
-    weight = (k_BTD.float() if k_BTD.dtype != torch.float64 else k_BTD).sub(bound).exp()
+    weight = k_BTD.to(accumulation_dtype(k_BTD.dtype)).sub(bound).exp()
     y_BTD: Tensor = q_BTD.sigmoid() * cumulative_sum(weight * v_BTD) / cumulative_sum(weight)
     return y_BTD
 
@@ -93,7 +95,7 @@ class FactorisedEmbedding(nn.Embedding):
 
 
 class RunningSums(NamedTuple):
-    """What a block remembers: sums over the positions so far, in float32, and their number.
+    """What a block remembers: sums over the positions so far, in float32 at least, and their number.
 
     values: (B, D). weights: (B, D), or (B, 0) where the mixing needs none. previous: the previous normalised input
     (B, D), or (B, 0) without token shift.
@@ -146,9 +148,9 @@ class Block(nn.Module):
     def init_weights(self) -> None:
         """Every matrix U(-1/sqrt fan_in, 1/sqrt fan_in), except mix_out and down: N(0, 1 / (4 fan_in num_outputs))."""
         for linear in (module for module in self.modules() if isinstance(module, nn.Linear)):
-            nn.init.uniform_(linear.weight, -(linear.in_features**-0.5), linear.in_features**-0.5)
+            init_input(linear.weight)
         for linear in (self.mix_out, self.down):
-            nn.init.normal_(linear.weight, std=0.5 * (linear.in_features * self.num_outputs) ** -0.5)
+            init_output(linear.weight, self.num_outputs)
 
     def place(self, x_BTD: Tensor, start: int) -> Tensor:
         """Queries or keys (B, T, D), head by head of unit root mean square and rotated by their positions."""
@@ -172,7 +174,8 @@ class Block(nn.Module):
 
     def init_state(self, batch_size: int) -> RunningSums:
         """Sums over no positions."""
-        values = self.mix_out.weight.new_zeros(batch_size, self.d_model, dtype=torch.float32)
+        dtype = accumulation_dtype(self.mix_out.weight.dtype)
+        values = self.mix_out.weight.new_zeros(batch_size, self.d_model, dtype=dtype)
         previous = self.mix_out.weight.new_zeros(batch_size, self.d_model if self.shift is not None else 0)
         return RunningSums(values, values if self.mixing == "aft" else values[:, :0], previous, 0)
 
@@ -189,7 +192,7 @@ class Block(nn.Module):
             values = state.values + (k.sigmoid() * v)
             mixed = F.relu(q) * values
         else:
-            weight = k.float().sub(self.bound).exp()
+            weight = k.to(accumulation_dtype(k.dtype)).sub(self.bound).exp()
             values, weights = state.values + weight * v, weights + weight
             mixed = q.sigmoid() * values / weights
         return self.add_branches(x_BD, normed, mixed), RunningSums(values, weights, previous, state.length + 1)
@@ -199,9 +202,10 @@ class Block(nn.Module):
         return 2 * sum(parameter.numel() for parameter in self.parameters() if parameter.ndim == 2)
 
     def state_bytes(self, seq_len: int) -> int:
-        """One sum, or two, in float32; one input where there is a token shift."""
+        """One sum, or two, in float32 at least; one input where there is a token shift."""
+        itemsize = accumulation_dtype(self.mix_out.weight.dtype).itemsize
         shift = self.mix_out.weight.element_size() if self.shift is not None else 0
-        return ((8 if self.mixing == "aft" else 4) + shift) * self.d_model
+        return self.d_model * ((2 if self.mixing == "aft" else 1) * itemsize + shift)
 
 
 class Palm(LanguageModel):

@@ -18,7 +18,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.base import LanguageModel
-from models.layers import ROPE_BASE, TokenShift, causal_shift, check_positive, layer_norm, rms_norm, rotary
+from models.layers import (
+    ROPE_BASE,
+    TokenShift,
+    causal_shift,
+    check_positive,
+    init_input,
+    layer_norm,
+    rms_norm,
+    rotary,
+)
 from models.scan import CHUNK_SIZE, accumulation_dtype, cumulative_sum, split_chunks
 
 
@@ -132,7 +141,7 @@ class PassTheCard(nn.Module):
     def init_weights(self) -> None:
         """Weights write, up and down: U(-1/sqrt fan_in, 1/sqrt fan_in); out: zero, so a new layer changes nothing."""
         for weight in (self.write.weight, self.up, self.down):
-            nn.init.uniform_(weight, -(weight.size(1) ** -0.5), weight.size(1) ** -0.5)
+            init_input(weight)
         nn.init.zeros_(self.out.weight)
 
     def writes(self, normed: Tensor) -> Tensor:

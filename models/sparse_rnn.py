@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.base import LanguageModel
-from models.layers import check_choice, check_positive, rms_norm
+from models.layers import check_choice, check_positive, init_input, init_output, rms_norm
 from models.scan import accumulation_dtype
 from models.sparse_scan import DenseScan, Rule, SparseScan, gains, rms_scale, sparse_step
 
@@ -160,9 +160,9 @@ class Block(nn.Module):
     def init_weights(self) -> None:
         """Drive and up: U(-1/sqrt D, 1/sqrt D); out and down, small at first: N(0, 1 / (4 fan_in num_layers))."""
         for linear in (self.drive, self.up):
-            nn.init.uniform_(linear.weight, -(linear.in_features**-0.5), linear.in_features**-0.5)
+            init_input(linear.weight)
         for linear in (self.out, self.down):
-            nn.init.normal_(linear.weight, std=0.5 * (linear.in_features * self.num_layers) ** -0.5)
+            init_output(linear.weight, self.num_layers)
 
     def add_branches(self, x: Tensor, stimulus: Tensor) -> Tensor:
         """Read the stimulus out into x, then add the squared-ReLU network, all (..., D)."""

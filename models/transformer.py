@@ -21,6 +21,8 @@ from models.layers import (
     causal_shift,
     check_heads,
     check_positive,
+    init_input,
+    init_output,
     rms_norm,
     rotary_attention,
     rotary_attention_step,
@@ -56,9 +58,9 @@ class Block(nn.Module):
     def init_weights(self) -> None:
         """Weights qkv and up: U(-1/sqrt D, 1/sqrt D); out and down: N(0, 1 / (4 fan_in num_layers)), quiet at first."""
         for linear in (self.qkv, self.up):
-            nn.init.uniform_(linear.weight, -(self.d_model**-0.5), self.d_model**-0.5)
+            init_input(linear.weight)
         for linear in (self.out, self.down):
-            nn.init.normal_(linear.weight, std=0.5 * (linear.in_features * self.num_layers) ** -0.5)
+            init_output(linear.weight, self.num_layers)
 
     def feed_forward(self, x: Tensor) -> Tensor:
         """Squared-ReLU network of the normalised (..., D), added to it."""
