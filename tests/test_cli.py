@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "app" / "configs"
 EXPERIMENTS = sorted(CONFIGS.glob("experiment/*.yaml"))
 RECIPES = sorted(CONFIGS.glob("recipe/*.yaml"))
-MODELS = ("Palm", "PotatoLM", "SparseRNN", "TokenFormer", "Transformer")
+MODELS = ("Palm", "PotatoLM", "SparseRNN", "TokenFormer", "TrajectoryLM", "Transformer")
 SIZES = "--model.d_model 16 --model.num_heads 2 --model.num_param_tokens 4 --model.num_ffn_param_tokens 8"
 TRAINER = "--trainer.accelerator cpu --trainer.max_steps 12 --trainer.val_check_interval 5 --samples.max_new_tokens 5"
 

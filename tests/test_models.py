@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from models import Palm, PotatoLM, SparseRNN, TokenFormer, Transformer
+from models import Palm, PotatoLM, SparseRNN, TokenFormer, TrajectoryLM, Transformer
 from models.base import sample
 from models.layers import MIN_CACHE, rotary_attention, rotary_attention_reference
 
@@ -17,6 +17,10 @@ from models.layers import MIN_CACHE, rotary_attention, rotary_attention_referenc
 EMBEDDING_BAGS = {
     op: lambda rows, indices, *args, **kwargs: 2 * indices[0] * rows[1]
     for op in (torch.ops.aten._embedding_bag, torch.ops.aten._embedding_bag_forward_only)
+} | {  # nor that a bag of k dot products is one, too
+    torch.ops.aten._embedding_bag_per_sample_weights_backward: lambda query, rows, indices, *args, **kwargs: (
+        2 * indices[0] * rows[1]
+    )
 }
 MODELS = {
     "Transformer": lambda **kw: Transformer(vocab_size=11, d_model=16, num_heads=2, **kw),
@@ -46,6 +50,13 @@ MODELS = {
     "SparseRNN": lambda **kw: SparseRNN(vocab_size=11, d_model=16, state_width=12, k=3, **kw),
     "SparseRNN-plain": lambda **kw: SparseRNN(vocab_size=11, d_model=16, state_width=12, k=3, variant="plain", **kw),
     "SparseRNN-dense": lambda **kw: SparseRNN(vocab_size=11, d_model=16, state_width=12, k=3, variant="dense", **kw),
+    "TrajectoryLM": lambda **kw: TrajectoryLM(vocab_size=11, d_model=16, num_heads=2, bits=5, num_slots=64, **kw),
+    "TrajectoryLM-forgetful": lambda **kw: TrajectoryLM(
+        vocab_size=11, d_model=16, num_heads=2, bits=3, spans=(1, 5), num_matches=3, num_slots=3, num_doublings=2, **kw
+    ),
+    "TrajectoryLM-unbounded": lambda **kw: TrajectoryLM(
+        vocab_size=11, d_model=16, num_heads=2, bits=4, num_matches=1, num_slots=None, num_doublings=0, **kw
+    ),
 }
 
 
@@ -244,7 +255,7 @@ def test_dropout_is_active_in_training_only():
 
 def test_untrained_loss_is_that_of_a_uniform_guess():
     for model in (
-        *(kind(vocab_size=50) for kind in (Palm, PotatoLM, SparseRNN, TokenFormer, Transformer)),
+        *(kind(vocab_size=50) for kind in (Palm, PotatoLM, SparseRNN, TokenFormer, TrajectoryLM, Transformer)),
         TokenFormer(vocab_size=50, num_layers=4),
         Palm(vocab_size=50, num_layers=2, num_recursions=3),
     ):

@@ -1,0 +1,212 @@
+"""Where in the past was this before, and what came next? The operators of trajectory memory, parallel over time.
+
+A symbol is an integer; the address of its context, the last n symbols, is a polynomial hash modulo the Mersenne prime
+2^31 - 1 (Karp & Rabin 1987), put together by doubling: a_{m+n}[t] = a_m[t] + R^m a_n[t - m]. An address has a slot,
+address mod num_slots, which keeps the latest K positions that met it; those of the same address coincide. One stable
+radix sort by slot finds them all: neighbours in it are neighbours in time. As a position is the k-th latest of at most
+one later position, the links can be followed both ways, and gradients are gathered like values, never scattered.
+
+Shapes: B batch, T time, H heads, L spans of contexts, K positions of a slot, N = B T H places (row-major), C candidates
+of a place, S = N L contexts, E bits of a code, V width of a value.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any, NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+PRIME = 2**31 - 1  # products of two residues stay below 2^62: nothing overflows int64
+RADIX = 1_566_083_941  # of the polynomial
+MIXER = 2_135_587_861  # spreads symbols over the residues
+MAX_BITS = 30  # of a symbol, which must be a residue
+CEILING = 60.0  # of a score over that of recalling nothing, so that its exponential stays finite
+
+
+class Links(NamedTuple):
+    """Candidates of each place and, the other way, the places whose candidate it is: int64 (N, C), -1 for none.
+
+    later[n, c] = m where earlier[m, c] = n.
+    """
+
+    earlier: Tensor
+    later: Tensor
+
+
+def symbol_addresses(code: Tensor) -> Tensor:
+    """The address of the one symbol whose bits are the signs of a code: (..., E) -> (...), never zero."""
+    bit_E = 2 ** torch.arange(code.size(-1), device=code.device)
+    return (((code > 0) * bit_E).sum(-1) + 1) * MIXER % PRIME
+
+
+def joined(recent_BTH: Tensor, num_recent: int, before_BTH: Tensor) -> Tensor:
+    """The address of two contexts one after the other, from those of the `num_recent` symbols and of those before."""
+    delayed_BTH = F.pad(before_BTH, (0, 0, num_recent, 0))[:, : recent_BTH.size(1)]
+    return (recent_BTH + pow(RADIX, num_recent, PRIME) * delayed_BTH) % PRIME
+
+
+def context_addresses(symbol_BTH: Tensor, spans: Sequence[int]) -> Tensor:
+    """Addresses of contexts of these many symbols, each span at least 1: (B, T, H) -> (B, T, H, L)."""
+    power, found = symbol_BTH, dict.fromkeys(spans, cast(Tensor | None, None))
+    for exponent in range(max(spans).bit_length()):  # the powers of two that a span is made of, the least last in time
+        for span in found:
+            if span >> exponent & 1:
+                before, below = found[span], span & ((1 << exponent) - 1)
+                found[span] = power if before is None else joined(before, below, power)
+        power = joined(power, 1 << exponent, power)
+    return torch.stack([cast(Tensor, found[span]) for span in spans], -1)
+
+
+def coincidences(address_BTHL: Tensor, num_slots: int | None, num_matches: int) -> Links:
+    """Links between the K latest positions of a slot where their addresses are equal, with C = L K candidates.
+
+    Without `num_slots` each address has its own slot. ValueError if slots cannot be numbered in 63 bits.
+    """
+    B, T, H, L = address_BTHL.shape
+    size, tables = num_slots or PRIME, B * H * L
+    if tables * size >= 2**63:
+        raise ValueError(f"{B} sequences with {H * L} tables each have too many slots; use a smaller batch")
+    table_BHL = torch.arange(tables, device=address_BTHL.device).view(B, 1, H, L)
+    slot_S = (table_BHL * size + address_BTHL % size).flatten()
+    # Half the passes of the sort, where the numbers are small enough.
+    slot_S, order_S = (slot_S.int() if tables * size < 2**31 else slot_S).sort(dim=0, stable=True)
+    address_S, place_S = address_BTHL.flatten()[order_S], order_S // L
+    links = torch.full((2, len(order_S), num_matches), -1, device=order_S.device)
+    for k in range(1, min(num_matches, len(order_S) - 1) + 1):
+        same = (slot_S[k:] == slot_S[:-k]) & (address_S[k:] == address_S[:-k])
+        links[0, k:, k - 1] = torch.where(same, place_S[:-k], -1)
+        links[1, :-k, k - 1] = torch.where(same, place_S[k:], -1)
+    earlier, later = torch.empty_like(links).index_copy_(1, order_S, links).view(2, B * T * H, L * num_matches)
+    return Links(earlier, later)
+
+
+def coincidences_reference(address_BTHL: Tensor, num_slots: int | None, num_matches: int) -> Links:
+    """`coincidences` by looking at all pairs of positions."""
+    B, T, H, L = address_BTHL.shape
+    links = torch.full((2, B, T, H, L, num_matches), -1)
+    for b, t, h, n in itertools.product(range(B), range(T), range(H), range(L)):
+        address = address_BTHL[b, :, h, n].tolist()
+        slot = [a % (num_slots or PRIME) for a in address]
+        kept = [s for s in reversed(range(t)) if slot[s] == slot[t]][:num_matches]
+        for k, s in enumerate(kept):
+            if address[s] == address[t]:
+                links[0, b, t, h, n, k] = (b * T + s) * H + h
+                links[1, b, s, h, n, k] = (b * T + t) * H + h
+    return Links(*links.view(2, B * T * H, L * num_matches))
+
+
+def reactivations(delay_BH: Tensor, seq_len: int) -> Links:
+    """Links from each position to that `delay` before it, delays at least 1: (B, H) -> one candidate a place."""
+    (B, H), T = delay_BH.shape, seq_len
+    place_BTH = torch.arange(B * T * H, device=delay_BH.device).view(B, T, H)
+    t_T1, delay_B1H = torch.arange(T, device=delay_BH.device)[:, None], delay_BH[:, None]
+    earlier = torch.where(t_T1 >= delay_B1H, place_BTH - H * delay_B1H, -1)
+    later = torch.where(t_T1 + delay_B1H < T, place_BTH + H * delay_B1H, -1)
+    return Links(earlier.view(-1, 1), later.view(-1, 1))
+
+
+def gathered_sum(weight_NC: Tensor, table: Tensor, index_NC: Tensor) -> Tensor:
+    """Σ_c weight[n, c] table[index[n, c]], without a copy of the rows: (N, C), (R, W), (N, C) -> (N, W)."""
+    return F.embedding_bag(index_NC, table, per_sample_weights=weight_NC, mode="sum")
+
+
+def gathered_dot(query: Tensor, table: Tensor, index_NC: Tensor) -> Tensor:
+    """query[n] · table[index[n, c]], without a copy of the rows: (N, W), (R, W), (N, C) -> (N, C).
+
+    This is what the gradient of a bag's weights is; PyTorch has no public name for it.
+    """
+    (N, C), flat = index_NC.shape, index_NC.flatten()
+    offsets_N = torch.arange(0, N * C, C, device=flat.device)
+    bag = torch.arange(N * C, device=flat.device) // C
+    dots = torch.ops.aten._embedding_bag_per_sample_weights_backward(query, table, flat, offsets_N, bag, 0)
+    return cast(Tensor, dots).view(N, C)
+
+
+def recall_weights(score: Tensor, bonus: Tensor, exists: Tensor) -> Tensor:
+    """Softmax over nothing and the candidates that exist, without the weight of nothing.
+
+    Args:
+        score: Of nothing and of each candidate, (..., 1 + C).
+        bonus: Added to the candidates' scores, (..., C).
+        exists: Which candidates there are, (..., C).
+    """
+    odds = (score[..., 1:] + bonus - score[..., :1]).clamp_(max=CEILING).exp_().masked_fill_(~exists, 0.0)
+    return odds / (1 + odds.sum(-1, keepdim=True))
+
+
+class Recall(torch.autograd.Function):
+    """What came next after the candidates, weighted; see `recall_reference` for the formula."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, score: Tensor, code_NE: Tensor, next_NV: Tensor, coherence_H1: Tensor, earlier: Tensor, later: Tensor
+    ) -> Tensor:
+        """Scores (N, 1 + C), codes, values of the successors, scale of coherence, links -> (N, V)."""
+        exists, index = earlier >= 0, earlier.clamp(min=0)
+        scale_NC = per_head(coherence_H1 / code_NE.size(1), index)
+        agreement_NC = gathered_dot(code_NE, code_NE, index)
+        weight_NC = recall_weights(score, scale_NC * agreement_NC, exists)
+        ctx.save_for_backward(code_NE, next_NV, coherence_H1, index, later, agreement_NC, weight_NC)
+        return gathered_sum(weight_NC, next_NV, index)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_NV: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of all but the links; those of tables are gathered along the links into the future."""
+        code_NE, next_NV, coherence_H1, index, later, agreement_NC, weight_NC = ctx.saved_tensors
+        grad_NV, C, E = grad_NV.contiguous(), index.size(1), code_NE.size(1)
+        grad_weight = gathered_dot(grad_NV, next_NV, index)
+        grad_bonus = weight_NC * (grad_weight - (weight_NC * grad_weight).sum(1, keepdim=True))
+        grad_score = torch.cat((-grad_bonus.sum(1, keepdim=True), grad_bonus), 1)
+        grad_coherence = (grad_bonus * agreement_NC).view(-1, len(coherence_H1), C).sum((0, 2)).unsqueeze(1) / E
+        grad_agreement = per_head(coherence_H1 / E, index) * grad_bonus
+        link_NC, candidate = later.clamp(min=0), torch.arange(C, device=later.device)
+        link_place, used = link_NC * C + candidate, later >= 0
+        grad_code = gathered_sum(grad_agreement, code_NE, index)
+        grad_code += gathered_sum(grad_agreement.take(link_place) * used, code_NE, link_NC)
+        grad_next = gathered_sum(weight_NC.take(link_place) * used, grad_NV, link_NC)
+        return grad_score, grad_code, grad_next, grad_coherence, None, None
+
+
+def per_head(scale_H1: Tensor, index_NC: Tensor) -> Tensor:
+    """A head's number at each of its places: (H, 1) -> (N, 1)."""
+    return scale_H1.repeat(len(index_NC) // len(scale_H1), 1)
+
+
+def recall(score: Tensor, code_NE: Tensor, value_NV: Tensor, coherence_H1: Tensor, links: Links) -> Tensor:
+    """What came next after the candidates, by how well they fit.
+
+    y[n] = Σ_c w[n, c] value[earlier[n, c] + H], w = softmax of 0 and the candidates' scores, less that of nothing, plus
+    coherence_h · mean_e code[n] code[earlier[n, c]]. Gradients of a score above CEILING are as if it were below.
+
+    Args:
+        score: Of nothing and of each candidate, (N, 1 + C).
+        code_NE: Soft symbols in -1 ... 1.
+        value_NV: Values; the successor of a place is H places later.
+        coherence_H1: Scale of a head's agreement.
+        links: The candidates, each at least one position earlier.
+
+    Returns:
+        (N, V).
+    """
+    num_heads = len(coherence_H1)
+    next_NV = F.pad(value_NV[num_heads:], (0, 0, 0, min(num_heads, len(value_NV))))
+    return cast(Tensor, Recall.apply(score, code_NE, next_NV, coherence_H1, *links))  # type: ignore[no-untyped-call]
+
+
+def recall_reference(score: Tensor, code_NE: Tensor, value_NV: Tensor, coherence_H1: Tensor, links: Links) -> Tensor:
+    """`recall` place by place, by the formula."""
+    num_heads, outputs = len(coherence_H1), []
+    for n, candidates in enumerate(links.earlier.tolist()):
+        y, total = torch.zeros_like(value_NV[0]), score[n, 0].exp()
+        for c, m in enumerate(candidates):
+            if m >= 0:
+                fit = (score[n, 1 + c] + coherence_H1[n % num_heads, 0] * (code_NE[n] * code_NE[m]).mean()).exp()
+                y, total = y + fit * value_NV[m + num_heads], total + fit
+        outputs.append(y / total)
+    return torch.stack(outputs)

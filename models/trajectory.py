@@ -1,0 +1,357 @@
+"""TrajectoryLM: recall what came next the last time that the recent past was like this; no attention matrix.
+
+The recent sequence of symbols is the address. For a normalised input x (B, T, D):
+
+    trajectory   z_0 = x, z_{i+1}[t] = z_i[t] + λ_i * z_i[t - 2^i]: order and local context, by doublings
+    symbols      the signs of a learned projection of x, an integer a head
+    candidates   the K latest positions after the same last 1, 2, 3, 4, ... symbols, for each (`models.coincidence`)
+    recall       y[t] = Σ_s w[t, s] v[s + 1], w = softmax of select(z)[t, s] + c_h · coherence(t, s) and one for nothing
+
+where coherence is the mean product of the tanh of the projections, through which symbols learn: recall that helps
+pulls symbols together, recall that harms pushes them apart. In training one random earlier position joins the
+candidates, so that symbols which should agree but do not yet can meet. A value v is a head's part of x itself; what it
+means is left to the output matrix. A stable radix sort and O(T (D^2 + C D)) products, no loop over time, no maximum
+length. The streaming state is a table of fixed size, whose slots keep the latest K positions that met them.
+
+Nearest relatives: n-gram induction heads (Akyürek et al., arXiv 2401.12973) attend after equal n-grams of given tokens,
+where symbols here are learned from hidden states; Reformer (arXiv 2001.04451) attends inside buckets of similar keys,
+where nothing here is compared but what coincides exactly, and what is read is the successor; PPM and suffix matching
+learn nothing; Engram (arXiv 2601.07372) and Lngram (arXiv 2605.24869) address static tables of parameters by n-grams
+beside a transformer, where memory here is the context alone and replaces attention.
+
+`models/TRAJECTORY.md` tells what was tried, what it gave, and what was kept.
+
+Shapes: B batch, T time, D width, H heads, E bits, L spans, K positions of a slot, C = L K candidates, V = D / H width
+of a head, N = B T H places; of the streaming state, R last inputs, S last symbols, W = E + V.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.base import LanguageModel
+from models.coincidence import (
+    MAX_BITS,
+    PRIME,
+    Links,
+    coincidences,
+    context_addresses,
+    reactivations,
+    recall,
+    recall_weights,
+    symbol_addresses,
+)
+from models.layers import check_positive, init_input, init_output, rms_norm
+from models.scan import accumulation_dtype
+from models.trajectory_store import NONE, Log, Table
+
+MAX_SPAN = 4096  # symbols that a context can name; the streaming state keeps as many
+SPANS = (1, 2, 3, 4, 6, 8)
+MAX_DOUBLINGS = 12  # as the streaming state keeps two to this power inputs
+
+
+def trajectory(x_BTD: Tensor, lags: Sequence[Tensor]) -> Tensor:
+    """z_{i+1}[t] = z_i[t] + lag_i * z_i[t - 2^i], zeros before the start: (B, T, D) -> (B, T, D)."""
+    for i, lag_D in enumerate(lags):
+        delay = min(2**i, x_BTD.size(1))
+        moved = torch.addcmul(x_BTD[:, delay:], lag_D, x_BTD[:, : x_BTD.size(1) - delay])
+        x_BTD = torch.cat((x_BTD[:, :delay], moved), 1)
+    return x_BTD
+
+
+def trajectory_step(window_BRD: Tensor, lags: Sequence[Tensor]) -> Tensor:
+    """The trajectory of the last of the 2^n inputs that it depends on: (B, 2^n, D) -> (B, D)."""
+    for lag_D in lags:
+        window_BRD = torch.addcmul(window_BRD[:, 1::2], lag_D, window_BRD[:, ::2])
+    return window_BRD.squeeze(1)
+
+
+class MemoryState(NamedTuple):
+    """What a memory keeps of the past.
+
+    inputs: the last 2^n - 1 (B, R, D). symbols: addresses of the last symbols (B, S, H). address, code: the contexts
+    at the previous position, whose successor has not come yet, (B, H, L) and (B, H, E). store: all before.
+    """
+
+    inputs: Tensor
+    symbols: Tensor
+    address: Tensor
+    code: Tensor
+    store: Table | Log
+
+
+class TrajectoryMemory(nn.Module):
+    """Normalised (B, T, D) -> what is to be added to it (B, T, D): the trajectory without its input, and the recall.
+
+    Args:
+        d_model: Width.
+        num_heads: Heads, each with symbols of its own.
+        bits: Of a symbol.
+        spans: Numbers of symbols that a context consists of.
+        num_matches: Latest positions that a slot keeps.
+        num_slots: Slots of a head and span; null for as many as there are addresses.
+        num_doublings: The trajectory spans two to this power positions.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        num_heads: int = 4,
+        bits: int = 16,
+        spans: tuple[int, ...] = SPANS,
+        num_matches: int = 2,
+        num_slots: int | None = 2048,
+        num_doublings: int = 4,
+    ) -> None:
+        super().__init__()
+        check_memory(d_model, num_heads, bits, spans, num_matches, num_slots, num_doublings)
+        self.d_model, self.num_heads, self.bits, self.spans = d_model, num_heads, bits, tuple(spans)
+        self.num_matches, self.num_slots = num_matches, num_slots
+        self.lags = nn.ParameterList(nn.Parameter(torch.empty(d_model)) for _ in range(num_doublings))
+        self.symbol = nn.Linear(d_model, num_heads * bits, bias=False)
+        self.out = nn.Linear(d_model, d_model, bias=False)
+        self.select = nn.Linear(d_model, num_heads * (1 + len(spans) * num_matches))
+        self.coherence = nn.Parameter(torch.empty(num_heads, 1))
+        self.reactivation = nn.Parameter(torch.empty(num_heads, 1))
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """Draw lags from N(0, 1/4), symbol from U(-1/sqrt D, 1/sqrt D), out from N(0, 1 / (4 D)).
+
+        Select prefers longer contexts to shorter ones and later positions to earlier ones, alike everywhere: its bias
+        is 2 log2 span - k / 2 for the k-th latest, its matrix zero. Coherence 4, reactivation -2.
+        """
+        for lag in self.lags:
+            nn.init.normal_(lag, std=0.5)
+        init_input(self.symbol.weight)
+        init_output(self.out.weight, 1)
+        nn.init.zeros_(self.select.weight)
+        span_L1 = torch.tensor(self.spans, dtype=torch.float32)[:, None]
+        prefer_C = (2 * span_L1.log2() - 0.5 * torch.arange(self.num_matches)).flatten()
+        with torch.no_grad():
+            self.select.bias.copy_(F.pad(prefer_C, (1, 0)).repeat(self.num_heads))
+        nn.init.constant_(self.coherence, 4.0)
+        nn.init.constant_(self.reactivation, -2.0)
+
+    def heads(self, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Codes (..., H, E), values (..., H, V) and scores (..., H, 1 + C), in float32 at least.
+
+        Codes are not left to autocast: a sign must not depend on how much is computed at once. Select reads the
+        trajectory's direction, of length 1, as steps of Muon would make scores wander were it longer.
+        """
+        dtype = accumulation_dtype(x.dtype)
+        with torch.autocast(x.device.type, enabled=False):
+            code = F.linear(x.to(dtype), self.symbol.weight.to(dtype))
+        code, value, score = (
+            y.to(dtype).unflatten(-1, (self.num_heads, -1)) for y in (code, x, self.select(F.normalize(z, dim=-1)))
+        )
+        return code, value, score
+
+    def links(self, code_BTHE: Tensor, score_BTHC: Tensor) -> tuple[Links, Tensor]:
+        """All candidates and their scores, in training with the random position, (N, 1 + C) or (N, 2 + C)."""
+        B, T, H, _ = code_BTHE.shape
+        score_NC = score_BTHC.flatten(0, 2)
+        found = coincidences(
+            context_addresses(symbol_addresses(code_BTHE), self.spans), self.num_slots, self.num_matches
+        )
+        if not self.training:
+            return found, score_NC
+        delay_BH = torch.randint(1, max(T, 2), (B, H), device=code_BTHE.device)
+        random = reactivations(delay_BH, T)
+        score_NC = torch.cat((score_NC, self.reactivation.to(score_NC.dtype).repeat(B * T, 1)), 1)
+        return Links(*(torch.cat(pair, 1) for pair in zip(found, random, strict=True))), score_NC
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator] # sorting and bags are kernels of their own
+    def recall(self, code_BTHE: Tensor, value_BTHV: Tensor, score_BTHC: Tensor) -> Tensor:
+        """Codes, values and scores -> what is recalled (B, T, D)."""
+        with torch.autocast(code_BTHE.device.type, enabled=False):
+            links, score_NC = self.links(code_BTHE.detach(), score_BTHC)
+            code_NE, value_NV = code_BTHE.tanh().flatten(0, 2), value_BTHV.flatten(0, 2)
+            y_NV = recall(score_NC, code_NE, value_NV, self.coherence.to(score_NC.dtype), links)
+        y_BTD: Tensor = y_NV.view(*value_BTHV.shape[:2], -1)
+        return y_BTD
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        """Normalised (B, T, D) -> (B, T, D)."""
+        z_BTD = trajectory(x_BTD, list(self.lags))
+        y_BTD: Tensor = self.recall(*self.heads(x_BTD, z_BTD))
+        y_BTD = self.out(y_BTD.to(x_BTD.dtype)) + (z_BTD - x_BTD)
+        return y_BTD
+
+    def init_state(self, batch_size: int) -> MemoryState:
+        """Nothing has been read."""
+        weight, shape = self.out.weight, (batch_size, self.num_heads, len(self.spans))
+        like = weight.new_empty(0, dtype=accumulation_dtype(weight.dtype))
+        width = self.bits + self.d_model // self.num_heads
+        store: Table | Log = Log.empty(shape, self.num_matches, width, like)
+        if self.num_slots is not None:
+            store = Table.empty(shape, self.num_slots, self.num_matches, width, like)
+        return MemoryState(
+            weight.new_zeros(batch_size, 2 ** len(self.lags) - 1, self.d_model),
+            torch.zeros(batch_size, max(self.spans) - 1, self.num_heads, dtype=torch.int64, device=weight.device),
+            torch.full(shape, NONE, device=weight.device),
+            like.new_zeros(batch_size, self.num_heads, self.bits),
+            store,
+        )
+
+    def step(self, x_BD: Tensor, state: MemoryState) -> tuple[Tensor, MemoryState]:
+        """One position (B, D) of `forward`: complete the previous context by its successor, then look up the own."""
+        inputs_BRD = torch.cat((state.inputs, x_BD.unsqueeze(1)), 1)
+        z_BD = trajectory_step(inputs_BRD, list(self.lags))
+        code_BHE, value_BHV, score_BHC = self.heads(x_BD, z_BD)
+        symbols_BSH = torch.cat((state.symbols, symbol_addresses(code_BHE).unsqueeze(1)), 1)
+        address_BHL = context_addresses(symbols_BSH, self.spans)[:, -1]
+        code_BHE = code_BHE.tanh()
+        store = state.store.write(state.address, torch.cat((state.code, value_BHV), -1))
+        entry_BHCW, exists_BHC = store.read(address_BHL)
+        agreement_BHC = (entry_BHCW[..., : self.bits] @ code_BHE.unsqueeze(-1)).squeeze(-1) / self.bits
+        weight_BHC = recall_weights(score_BHC, self.coherence.to(agreement_BHC.dtype) * agreement_BHC, exists_BHC)
+        y_BHV = (weight_BHC.unsqueeze(2) @ entry_BHCW[..., self.bits :]).squeeze(2)
+        next_state = MemoryState(inputs_BRD[:, 1:], symbols_BSH[:, 1:], address_BHL, code_BHE, store)
+        return self.out(y_BHV.flatten(1).to(x_BD.dtype)) + (z_BD - x_BD), next_state
+
+    def flops_per_token(self) -> int:
+        """Three matrices; for each candidate, the agreement and the weighted sum."""
+        weights: int = sum(linear.weight.numel() for linear in (self.symbol, self.out, self.select))
+        candidates = len(self.spans) * self.num_matches
+        return 2 * weights + 2 * candidates * (self.num_heads * self.bits + self.d_model)
+
+    def state_bytes(self, seq_len: int) -> int:
+        """The table, whatever the length, or the log, and the last inputs, symbols and context."""
+        H, L, item = self.num_heads, len(self.spans), self.out.weight.element_size()
+        wide = accumulation_dtype(self.out.weight.dtype).itemsize
+        recent: int = item * (2 ** len(self.lags) - 1) * self.d_model + 8 * H * (max(self.spans) - 1 + L)
+        recent += wide * H * self.bits
+        entry: int = wide * (self.bits + self.d_model // H)
+        if self.num_slots is None:
+            return recent + H * Log.capacity(seq_len, self.num_matches) * (entry + 4 * L)
+        return recent + H * L * (self.num_slots * self.num_matches * (entry + 4) + 8)
+
+
+def check_memory(
+    d_model: int,
+    num_heads: int,
+    bits: int,
+    spans: tuple[int, ...],
+    num_matches: int,
+    num_slots: int | None,
+    num_doublings: int,
+) -> None:
+    """Raise ValueError naming the first option of a memory that will not do."""
+    check_positive(d_model=d_model, num_heads=num_heads, num_matches=num_matches)
+    if d_model % num_heads:
+        raise ValueError(
+            f"--model.d_model {d_model} does not split into --model.num_heads {num_heads} heads; choose d_model a "
+            f"multiple of {num_heads} or another num_heads"
+        )
+    if not 1 <= bits <= MAX_BITS:
+        raise ValueError(f"--model.bits is {bits}; a symbol has 1 to {MAX_BITS} bits, as addresses are integers of 31")
+    if not spans or min(spans) < 1 or max(spans) > MAX_SPAN or len(set(spans)) < len(spans):
+        raise ValueError(f"--model.spans is {list(spans)}; it needs different numbers of symbols from 1 to {MAX_SPAN}")
+    if num_slots is not None and not 1 <= num_slots <= PRIME:
+        raise ValueError(f"--model.num_slots is {num_slots}; it must be 1 to {PRIME}, or null for no limit")
+    if not 0 <= num_doublings <= MAX_DOUBLINGS:
+        raise ValueError(f"--model.num_doublings is {num_doublings}; it must be 0 to {MAX_DOUBLINGS}")
+
+
+class Block(nn.Module):
+    """(B, T, D) -> (B, T, D): trajectory memory and a feed-forward network, each added to its input.
+
+    Args:
+        memory: The mixer.
+        ffn_width: Hidden width of the feed-forward network.
+        num_layers: Blocks in the model, whose outputs add up.
+    """
+
+    def __init__(self, memory: TrajectoryMemory, ffn_width: int, num_layers: int) -> None:
+        super().__init__()
+        self.num_layers, self.memory = num_layers, memory
+        self.up = nn.Linear(memory.d_model, ffn_width, bias=False)
+        self.down = nn.Linear(ffn_width, memory.d_model, bias=False)
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """Up U(-1/sqrt D, 1/sqrt D); down, small at first, N(0, 1 / (4 fan_in num_layers))."""
+        init_input(self.up.weight)
+        init_output(self.down.weight, self.num_layers)
+
+    def feed_forward(self, x: Tensor) -> Tensor:
+        """Squared-ReLU network of the normalised (..., D), added to it."""
+        y: Tensor = self.down(F.relu(self.up(rms_norm(x))).square())
+        return x + y
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        """(B, T, D) -> (B, T, D)."""
+        return self.feed_forward(x_BTD + self.memory(rms_norm(x_BTD)))
+
+    def init_state(self, batch_size: int) -> MemoryState:
+        """The memory's."""
+        return self.memory.init_state(batch_size)
+
+    def step(self, x_BD: Tensor, state: MemoryState) -> tuple[Tensor, MemoryState]:
+        """One position (B, D) of `forward`."""
+        y_BD, state = self.memory.step(rms_norm(x_BD), state)
+        return self.feed_forward(x_BD + y_BD), state
+
+    def flops_per_token(self, seq_len: int) -> int:
+        """The memory's, whatever the length, and two matrices."""
+        return self.memory.flops_per_token() + 2 * (self.up.weight.numel() + self.down.weight.numel())
+
+    def state_bytes(self, seq_len: int) -> int:
+        """The memory's."""
+        return self.memory.state_bytes(seq_len)
+
+
+class TrajectoryLM(LanguageModel):
+    """Recall of what followed the last time the recent past was like this; sub-quadratic, no maximum length.
+
+    Args:
+        vocab_size: Number of tokens; the data gives it.
+        d_model: Width.
+        num_layers: Blocks.
+        num_heads: Heads of the memory, each with symbols of its own.
+        bits: Of a symbol: 2^bits things that a head can tell apart.
+        spans: Numbers of symbols that a context consists of, each with a table of its own.
+        num_matches: Latest positions that a slot of a table keeps.
+        num_slots: Slots of a head and span, which bound the memory; null for as many as there are addresses.
+        num_doublings: The trajectory spans two to this power positions.
+        ffn_ratio: Hidden width of the feed-forward network, in widths.
+        tie_embeddings: Use the embedding's matrix as the head.
+        dropout: Probability of dropping embedded features in training.
+        compile: Compile each block with torch.compile, but for the look-up.
+    """
+
+    def __init__(
+        self,
+        *,
+        vocab_size: int,
+        d_model: int = 128,
+        num_layers: int = 1,
+        num_heads: int = 4,
+        bits: int = 16,
+        spans: tuple[int, ...] = SPANS,
+        num_matches: int = 2,
+        num_slots: int | None = 2048,
+        num_doublings: int = 4,
+        ffn_ratio: int = 4,
+        tie_embeddings: bool = False,
+        dropout: float = 0.0,
+        compile: bool = False,
+    ) -> None:
+        check_positive(ffn_ratio=ffn_ratio)
+        check_memory(d_model, num_heads, bits, spans, num_matches, num_slots, num_doublings)
+        blocks: list[nn.Module] = [
+            Block(
+                TrajectoryMemory(d_model, num_heads, bits, spans, num_matches, num_slots, num_doublings),
+                ffn_ratio * d_model,
+                num_layers,
+            )
+            for _ in range(num_layers)
+        ]
+        super().__init__(vocab_size, d_model, blocks, tie_embeddings, dropout, compile)
+        self.save_hyperparameters(logger=False)
