@@ -55,6 +55,13 @@ def eval_batch(ids: NDArray[Any], seq_len: int, number: int, indices_B: Ints) ->
     return windows(ids, indices_B * seq_len, seq_len)
 
 
+def history_batch(history: NDArray[Any], ids: NDArray[Any], number: int, indices_B: Ints) -> Batch:
+    """One window over the history and all of `ids` after it, where alone something is scored."""
+    inputs_BT, targets_BT = windows(np.concatenate((history, ids)), indices_B, len(history) + len(ids) - 1)
+    targets_BT[:, : len(history) - 1] = IGNORED
+    return inputs_BT, targets_BT
+
+
 class CharText(TaskData):
     """The characters of a text.
 
@@ -66,6 +73,8 @@ class CharText(TaskData):
         split: Parts of the text, in order, for training, validation and test; 90/10 validates and tests on the same
             tenth, as published numbers of tiny-shakespeare do.
         test_seq_lens: Further window lengths to test at, beside seq_len.
+        test_history: Characters before the tested part to read first, in one more test, whose window is all of them and
+            the whole part; for models whose memory is cheap. 0 for no such test.
         batch_size: Sequences in a batch, over all processes.
         num_workers: Processes that prepare batches ahead, per training process; 0 prepares them in it.
         seed: Seed of the data.
@@ -82,6 +91,7 @@ class CharText(TaskData):
         seq_len: int = 256,
         split: Literal["90/5/5", "90/10"] = "90/5/5",
         test_seq_lens: list[int] | None = None,
+        test_history: int = 0,
         batch_size: int = 16,
         num_workers: int = 0,
         seed: int = 0,
@@ -91,6 +101,8 @@ class CharText(TaskData):
         check_at_least(1, seq_len=seq_len, test_seq_lens=min(test_seq_lens or [1]))
         self.corpus_name, self.data_dir, self.split = corpus, data_dir, split
         self.seq_len = seq_len
+        check_at_least(0, test_history=test_history)
+        self.test_history = test_history
         self.test_seq_lens = list(dict.fromkeys([seq_len, *(test_seq_lens or [])]))
 
     @cached_property
@@ -120,6 +132,12 @@ class CharText(TaskData):
                     f"--data.{option} {longest[name]} does not fit: the {name} part of {self.corpus_name} has "
                     f"{len(part)} characters; use at most {max(len(part) - 1, 0)} or a longer text"
                 )
+        before = len(self.corpus.ids) - len(parts["test"])
+        if self.test_history > before:
+            raise ValueError(
+                f"--data.test_history {self.test_history} does not fit: only {before} characters of "
+                f"{self.corpus_name} come before its test part"
+            )
         return parts
 
     @property
@@ -149,7 +167,7 @@ class CharText(TaskData):
     def eval_streams(self, stage: str) -> list[SampleStream]:
         """One stream a window length, named T=length, in `seq_len` first."""
         ids = self.parts[stage]
-        return [
+        streams = [
             SampleStream(
                 f"T={seq_len}",
                 partial(eval_batch, ids, seq_len),
@@ -158,6 +176,16 @@ class CharText(TaskData):
             )
             for seq_len in (self.test_seq_lens if stage == "test" else [self.seq_len])
         ]
+        if stage == "test" and self.test_history:
+            generate = partial(history_batch, self.history, ids)
+            streams.append(SampleStream(f"history={self.test_history}", generate, 1, self.rows_for(1, 1)))
+        return streams
+
+    @property
+    def history(self) -> NDArray[Any]:
+        """The last `test_history` characters before the tested part."""
+        end = len(self.corpus.ids) - len(self.parts["test"])
+        return self.corpus.ids[end - self.test_history : end]
 
     def state_dict(self) -> dict[str, Any]:
         """The vocabulary, without which tokens mean nothing, and which text it was."""

@@ -98,6 +98,16 @@ def test_the_task_reads_a_file(tiny_text):
     assert pickle.loads(pickle.dumps(task.train_stream())).read(0, 1, 0)[0].shape == (4, 20)
 
 
+def test_the_history_is_read_and_not_scored(text_file):
+    text = "".join(chr(ord("a") + i * i % 23) for i in range(400))
+    task = CharText(corpus=text_file(text), seq_len=8, test_history=100)
+    assert task.slice_names("test") == ["T=8", "history=100"]
+    [(inputs, targets)] = list(task.test_dataloader()[1])
+    assert task.decode(inputs[0].tolist()) == text[280:399]
+    assert (targets[0, :99] == IGNORED).all()
+    assert task.decode(targets[0, 99:].tolist()) == text[380:]
+
+
 def test_two_processes_read_the_batch_of_one(tiny_text):
     stream = CharText(corpus=str(tiny_text), seq_len=20, batch_size=6).train_stream()
     parts = [stream.read(rank, 2, 5)[0] for rank in range(2)]
@@ -181,6 +191,8 @@ def test_a_wrong_name_is_refused(corpus, message):
     [
         ({"seq_len": 0}, "--data.seq_len is 0"),
         ({"test_seq_lens": [8, 0]}, "--data.test_seq_lens is 0"),
+        ({"seq_len": 8, "test_history": -1}, "--data.test_history is -1"),
+        ({"seq_len": 8, "test_history": 951}, "--data.test_history 951 does not fit: only 950 characters"),
         ({"seq_len": 50}, "--data.seq_len 50 does not fit: the validate part of .* has 50 characters; use at most 49"),
         ({"seq_len": 1000}, "--data.seq_len 1000 does not fit: the train part"),
         ({"seq_len": 8, "test_seq_lens": [64]}, "--data.test_seq_lens 64 does not fit: the test part"),
