@@ -22,6 +22,7 @@ FUNCTION_VERBS = {
     "grow": "add parameter tokens to a checkpoint, its optimizer state included",
     "generate": "write text with a checkpoint, as a stream",
     "bench": "measure speed, as ratios of things timed in turn",
+    "scorecard": "measure models by nine requirements, against the one-layer Transformer",
     "demo": "train, grow and read a small TokenFormer on real text, in minutes",
 }
 

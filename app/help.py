@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Collection
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -143,17 +144,25 @@ def rows(prefix: str, package: str, node: ast.ClassDef, linked: tuple[str, ...] 
     return [(f"--{prefix}.{o.name}", f"{o.text.rstrip('.')} ({kind})") for o, kind in zip(shown, types, strict=True)]
 
 
+def option_tables(prefixes: Collection[str]) -> list[str]:
+    """Lines of help of all options `--PREFIX.NAME`, a table for each class that takes them."""
+    parts = []
+    for key, package, base, linked in CHOICES:
+        for name, node in choices(package, base).items() if key in prefixes else ():
+            summary = (ast.get_docstring(node) or "").partition("\n")[0]
+            parts += _table(f"--{key} {name}: {summary}", rows(key, package, node, (linked,)))
+    for heading, prefix, file, name in GROUPS:
+        if prefix in prefixes:
+            parts += _table(heading, rows(prefix, file.partition("/")[0], classes_in(ROOT / file)[name]))
+    return parts
+
+
 def fit_help(verb: str) -> str:
     """The help of a Lightning verb: examples, then every option of the project by group."""
     parts = [f"usage: python -m app {verb} [options]\n", "examples:"]
     parts += [f"  {example}" for example in EXAMPLES[verb]]
     parts += ["", *_table("Run", RUN_OPTIONS)]
-    for key, package, base, linked in CHOICES:
-        for name, node in choices(package, base).items():
-            summary = (ast.get_docstring(node) or "").partition("\n")[0]
-            parts += _table(f"--{key} {name}: {summary}", rows(key, package, node, (linked,)))
-    for heading, prefix, file, name in GROUPS:
-        parts += _table(heading, rows(prefix, file.partition("/")[0], classes_in(ROOT / file)[name]))
+    parts += option_tables({key for key, *_ in CHOICES} | {prefix for _, prefix, *_ in GROUPS})
     parts += _table("Trainer (Lightning's; all others are accepted too, --print_config shows them)", TRAINER_OPTIONS)
     return "\n".join(parts)
 

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser
+
+from app.help import documented, option_tables
 
 
 class UsageError(ValueError):
@@ -88,7 +91,13 @@ class ParserError(ValueError):
 
 
 class Parser(ArgumentParser):
-    """jsonargparse's parser, raising ParserError instead of printing and exiting."""
+    """jsonargparse's parser, raising ParserError instead of printing and exiting; `listing` ends its help."""
+
+    listing = ""
+
+    def format_help(self, *formatter: Any) -> str:
+        """The parser's own help, and the listing."""
+        return super().format_help(*formatter) + self.listing
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise ParserError."""
@@ -110,15 +119,57 @@ def explained(help_command: str, known: Iterable[str] = ()) -> Iterator[None]:
         raise UsageError(ours.group(1) if ours else str(error)) from error
 
 
+@dataclass(frozen=True)
+class Group:
+    """The default of a parameter that takes `--NAME.option VALUE` beside, or in place of, `--NAME VALUE`.
+
+    Args:
+        value: Of `--NAME` itself; None if there is no such option.
+        options: The arguments `--NAME.option VALUE` as they were typed; who knows what the value names parses them.
+    """
+
+    value: str | None = None
+    options: tuple[str, ...] = ()
+
+
+def split_groups(args: Sequence[str], groups: Collection[str]) -> tuple[list[str], dict[str, tuple[str, ...]]]:
+    """Arguments that belong to no group, and those of each: `--GROUP.option=VALUE` or `--GROUP.option VALUE`."""
+    others: list[str] = []
+    found: dict[str, list[str]] = {group: [] for group in groups}
+    rest = iter(args)
+    for arg in rest:
+        group, dot, _ = arg.removeprefix("--").partition(".")
+        if not (arg.startswith("--") and dot and group in found):
+            others.append(arg)
+            continue
+        found[group] += [arg] if "=" in arg else [arg, *([value] if (value := next(rest, None)) is not None else [])]
+    return others, {group: tuple(options) for group, options in found.items()}
+
+
 def call(function: Callable[..., int | None], verb: str, args: list[str]) -> int | None:
     """Call a typed function with options from the command line; its docstring is the help."""
     description = (function.__doc__ or "").split("\n\n")[0]
     parser = Parser(prog=f"python -m app {verb}", description=description, allow_abbrev=False)
-    names = parser.add_function_arguments(function, as_group=False, as_positional=True)
-    first = next(iter(inspect.signature(function).parameters.values()), None)
+    parameters = inspect.signature(function).parameters
+    groups: dict[str, Group] = {name: p.default for name, p in parameters.items() if isinstance(p.default, Group)}
+    texts = documented(inspect.getdoc(function) or "") if groups else {}
+    for name in named(groups):
+        parser.add_argument(f"--{name}", type=str, default=groups[name].value, help=texts.get(name))
+    names = parser.add_function_arguments(function, as_group=False, as_positional=True, skip=set(groups))
+    first = next(iter(parameters.values()), None)
     can_be_left_out = first is not None and first.default is not first.empty and first.kind is not first.KEYWORD_ONLY
     if can_be_left_out and args and not args[0].startswith("-"):
         args = [f"--{first.name}", *args]  # jsonargparse has no positional argument that can be left out
+    if groups and {"-h", "--help"} & set(args):
+        unnamed = [f"--{name}.NAME: {texts.get(name, '')}\n" for name in groups if name not in named(groups)]
+        parser.listing = "\n" + "\n".join([*unnamed, *option_tables(groups)])
+    args, options = split_groups(args, groups)
     with explained(f"{parser.prog} --help"):
         config: Any = parser.parse_args(args)
-    return function(**{name: config[name] for name in names})
+    values = {name: Group(config[name] if name in named(groups) else None, options[name]) for name in groups}
+    return function(**{name: config[name] for name in names}, **values)
+
+
+def named(groups: dict[str, Group]) -> list[str]:
+    """The groups that are options themselves."""
+    return [name for name, group in groups.items() if group.value is not None]
