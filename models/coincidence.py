@@ -143,70 +143,64 @@ class Recall(torch.autograd.Function):
     """What came next after the candidates, weighted; see `recall_reference` for the formula."""
 
     @staticmethod
-    def forward(
-        ctx: Any, score: Tensor, code_NE: Tensor, next_NV: Tensor, coherence_H1: Tensor, earlier: Tensor, later: Tensor
-    ) -> Tensor:
-        """Scores (N, 1 + C), codes, values of the successors, scale of coherence, links -> (N, V)."""
+    def forward(ctx: Any, score: Tensor, code_NE: Tensor, next_NV: Tensor, scale: float, *links: Tensor) -> Tensor:
+        """Scores (N, 1 + C), codes, values of the successors, coherence / E, links -> (N, V)."""
+        earlier, later = links
         exists, index = earlier >= 0, earlier.clamp(min=0)
-        scale_NC = per_head(coherence_H1 / code_NE.size(1), index)
-        agreement_NC = gathered_dot(code_NE, code_NE, index)
-        weight_NC = recall_weights(score, scale_NC * agreement_NC, exists)
-        ctx.save_for_backward(code_NE, next_NV, coherence_H1, index, later, agreement_NC, weight_NC)
+        weight_NC = recall_weights(score, scale * gathered_dot(code_NE, code_NE, index), exists)
+        ctx.save_for_backward(code_NE, next_NV, index, later, weight_NC)
+        ctx.scale = scale
         return gathered_sum(weight_NC, next_NV, index)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_NV: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of all but the links; those of tables are gathered along the links into the future."""
-        code_NE, next_NV, coherence_H1, index, later, agreement_NC, weight_NC = ctx.saved_tensors
-        grad_NV, C, E = grad_NV.contiguous(), index.size(1), code_NE.size(1)
+        code_NE, next_NV, index, later, weight_NC = ctx.saved_tensors
+        grad_NV, C = grad_NV.contiguous(), index.size(1)
         grad_weight = gathered_dot(grad_NV, next_NV, index)
         grad_bonus = weight_NC * (grad_weight - (weight_NC * grad_weight).sum(1, keepdim=True))
         grad_score = torch.cat((-grad_bonus.sum(1, keepdim=True), grad_bonus), 1)
-        grad_coherence = (grad_bonus * agreement_NC).view(-1, len(coherence_H1), C).sum((0, 2)).unsqueeze(1) / E
-        grad_agreement = per_head(coherence_H1 / E, index) * grad_bonus
-        link_NC, candidate = later.clamp(min=0), torch.arange(C, device=later.device)
-        link_place, used = link_NC * C + candidate, later >= 0
-        grad_code = gathered_sum(grad_agreement, code_NE, index)
-        grad_code += gathered_sum(grad_agreement.take(link_place) * used, code_NE, link_NC)
+        grad_dot = ctx.scale * grad_bonus
+        link_NC, used = later.clamp(min=0), later >= 0
+        link_place = link_NC * C + torch.arange(C, device=later.device)
+        grad_code = gathered_sum(grad_dot, code_NE, index)
+        grad_code += gathered_sum(grad_dot.take(link_place) * used, code_NE, link_NC)
         grad_next = gathered_sum(weight_NC.take(link_place) * used, grad_NV, link_NC)
-        return grad_score, grad_code, grad_next, grad_coherence, None, None
+        return grad_score, grad_code, grad_next, None, None, None
 
 
-def per_head(scale_H1: Tensor, index_NC: Tensor) -> Tensor:
-    """A head's number at each of its places: (H, 1) -> (N, 1)."""
-    return scale_H1.repeat(len(index_NC) // len(scale_H1), 1)
-
-
-def recall(score: Tensor, code_NE: Tensor, value_NV: Tensor, coherence_H1: Tensor, links: Links) -> Tensor:
+def recall(score: Tensor, code_NE: Tensor, value_NV: Tensor, links: Links, num_heads: int, coherence: float) -> Tensor:
     """What came next after the candidates, by how well they fit.
 
-    y[n] = Σ_c w[n, c] value[earlier[n, c] + H], w = softmax of 0 and the candidates' scores, less that of nothing, plus
-    coherence_h · mean_e code[n] code[earlier[n, c]]. Gradients of a score above CEILING are as if it were below.
+    y[n] = Σ_c w[n, c] value[earlier[n, c] + H], w = softmax of the score of nothing and the candidates' scores plus
+    coherence · mean_e code[n] code[earlier[n, c]]. Gradients of a score above CEILING are as if it were below.
 
     Args:
         score: Of nothing and of each candidate, (N, 1 + C).
         code_NE: Soft symbols in -1 ... 1.
         value_NV: Values; the successor of a place is H places later.
-        coherence_H1: Scale of a head's agreement.
         links: The candidates, each at least one position earlier.
+        num_heads: H.
+        coherence: What a candidate gains at most by a code like that of its place.
 
     Returns:
         (N, V).
     """
-    num_heads = len(coherence_H1)
     next_NV = F.pad(value_NV[num_heads:], (0, 0, 0, min(num_heads, len(value_NV))))
-    return cast(Tensor, Recall.apply(score, code_NE, next_NV, coherence_H1, *links))  # type: ignore[no-untyped-call]
+    return cast(Tensor, Recall.apply(score, code_NE, next_NV, coherence / code_NE.size(1), *links))  # type: ignore[no-untyped-call]
 
 
-def recall_reference(score: Tensor, code_NE: Tensor, value_NV: Tensor, coherence_H1: Tensor, links: Links) -> Tensor:
+def recall_reference(
+    score: Tensor, code_NE: Tensor, value_NV: Tensor, links: Links, num_heads: int, coherence: float
+) -> Tensor:
     """`recall` place by place, by the formula."""
-    num_heads, outputs = len(coherence_H1), []
+    outputs = []
     for n, candidates in enumerate(links.earlier.tolist()):
         y, total = torch.zeros_like(value_NV[0]), score[n, 0].exp()
         for c, m in enumerate(candidates):
             if m >= 0:
-                fit = (score[n, 1 + c] + coherence_H1[n % num_heads, 0] * (code_NE[n] * code_NE[m]).mean()).exp()
+                fit = (score[n, 1 + c] + coherence * (code_NE[n] * code_NE[m]).mean()).exp()
                 y, total = y + fit * value_NV[m + num_heads], total + fit
         outputs.append(y / total)
     return torch.stack(outputs)

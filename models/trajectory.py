@@ -5,7 +5,7 @@ The recent sequence of symbols is the address. For a normalised input x (B, T, D
     trajectory   z_0 = x, z_{i+1}[t] = z_i[t] + λ_i * z_i[t - 2^i]: order and local context, by doublings
     symbols      the signs of a learned projection of x, an integer a head
     candidates   the K latest positions after the same last 1, 2, 3, 4, ... symbols, for each (`models.coincidence`)
-    recall       y[t] = Σ_s w[t, s] v[s + 1], w = softmax of select(z)[t, s] + c_h · coherence(t, s) and one for nothing
+    recall       y[t] = Σ_s w[t, s] v[s + 1], w = softmax of select(z)[t, s] + 4 coherence(t, s) and one for nothing
 
 where coherence is the mean product of the tanh of the projections, through which symbols learn: recall that helps
 pulls symbols together, recall that harms pushes them apart. In training one random earlier position joins the
@@ -52,6 +52,7 @@ from models.trajectory_store import NONE, Log, Table
 
 MAX_SPAN = 4096  # symbols that a context can name; the streaming state keeps as many
 SPANS = (1, 2, 3, 4, 6, 8)
+COHERENCE = 4.0  # what a candidate gains by a code like its own; where it is learned, it wanders below zero
 MAX_DOUBLINGS = 12  # as the streaming state keeps two to this power inputs
 
 
@@ -105,7 +106,7 @@ class TrajectoryMemory(nn.Module):
         bits: int = 16,
         spans: tuple[int, ...] = SPANS,
         num_matches: int = 2,
-        num_slots: int | None = 2048,
+        num_slots: int | None = 8192,
         num_doublings: int = 4,
     ) -> None:
         super().__init__()
@@ -116,7 +117,6 @@ class TrajectoryMemory(nn.Module):
         self.symbol = nn.Linear(d_model, num_heads * bits, bias=False)
         self.out = nn.Linear(d_model, d_model, bias=False)
         self.select = nn.Linear(d_model, num_heads * (1 + len(spans) * num_matches))
-        self.coherence = nn.Parameter(torch.empty(num_heads, 1))
         self.reactivation = nn.Parameter(torch.empty(num_heads, 1))
         self.init_weights()
 
@@ -124,7 +124,7 @@ class TrajectoryMemory(nn.Module):
         """Draw lags from N(0, 1/4), symbol from U(-1/sqrt D, 1/sqrt D), out from N(0, 1 / (4 D)).
 
         Select prefers longer contexts to shorter ones and later positions to earlier ones, alike everywhere: its bias
-        is 2 log2 span - k / 2 for the k-th latest, its matrix zero. Coherence 4, reactivation -2.
+        is 2 log2 span - k / 2 for the k-th latest, its matrix zero. Reactivation -2.
         """
         for lag in self.lags:
             nn.init.normal_(lag, std=0.5)
@@ -135,7 +135,6 @@ class TrajectoryMemory(nn.Module):
         prefer_C = (2 * span_L1.log2() - 0.5 * torch.arange(self.num_matches)).flatten()
         with torch.no_grad():
             self.select.bias.copy_(F.pad(prefer_C, (1, 0)).repeat(self.num_heads))
-        nn.init.constant_(self.coherence, 4.0)
         nn.init.constant_(self.reactivation, -2.0)
 
     def heads(self, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -172,7 +171,7 @@ class TrajectoryMemory(nn.Module):
         with torch.autocast(code_BTHE.device.type, enabled=False):
             links, score_NC = self.links(code_BTHE.detach(), score_BTHC)
             code_NE, value_NV = code_BTHE.tanh().flatten(0, 2), value_BTHV.flatten(0, 2)
-            y_NV = recall(score_NC, code_NE, value_NV, self.coherence.to(score_NC.dtype), links)
+            y_NV = recall(score_NC, code_NE, value_NV, links, self.num_heads, COHERENCE)
         y_BTD: Tensor = y_NV.view(*value_BTHV.shape[:2], -1)
         return y_BTD
 
@@ -210,7 +209,7 @@ class TrajectoryMemory(nn.Module):
         store = state.store.write(state.address, torch.cat((state.code, value_BHV), -1))
         entry_BHCW, exists_BHC = store.read(address_BHL)
         agreement_BHC = (entry_BHCW[..., : self.bits] @ code_BHE.unsqueeze(-1)).squeeze(-1) / self.bits
-        weight_BHC = recall_weights(score_BHC, self.coherence.to(agreement_BHC.dtype) * agreement_BHC, exists_BHC)
+        weight_BHC = recall_weights(score_BHC, COHERENCE * agreement_BHC, exists_BHC)
         y_BHV = (weight_BHC.unsqueeze(2) @ entry_BHCW[..., self.bits :]).squeeze(2)
         next_state = MemoryState(inputs_BRD[:, 1:], symbols_BSH[:, 1:], address_BHL, code_BHE, store)
         return self.out(y_BHV.flatten(1).to(x_BD.dtype)) + (z_BD - x_BD), next_state
@@ -336,7 +335,7 @@ class TrajectoryLM(LanguageModel):
         bits: int = 16,
         spans: tuple[int, ...] = SPANS,
         num_matches: int = 2,
-        num_slots: int | None = 2048,
+        num_slots: int | None = 8192,
         num_doublings: int = 4,
         ffn_ratio: int = 4,
         tie_embeddings: bool = False,

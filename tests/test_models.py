@@ -55,7 +55,7 @@ MODELS = {
         vocab_size=11, d_model=16, num_heads=2, bits=3, spans=(1, 5), num_matches=3, num_slots=3, num_doublings=2, **kw
     ),
     "TrajectoryLM-unbounded": lambda **kw: TrajectoryLM(
-        vocab_size=11, d_model=16, num_heads=2, bits=4, num_matches=1, num_slots=None, num_doublings=0, **kw
+        vocab_size=11, d_model=16, num_heads=2, bits=4, num_matches=1, num_slots=None, num_doublings=1, **kw
     ),
 }
 

@@ -89,10 +89,10 @@ def test_recall_equals_its_reference_in_values_and_gradients():
         )
     )
     inputs = [torch.randn(B * T * H, width, dtype=torch.float64) for width in (1 + 2 * K + 1, 5, 3)]
-    inputs = [x.requires_grad_() for x in (*inputs, torch.randn(H, 1, dtype=torch.float64))]
+    inputs = [x.requires_grad_() for x in inputs]
     weights, results = torch.randn(B * T * H, 3, dtype=torch.float64), []
     for function in (recall, recall_reference):
-        output = function(*inputs, links)
+        output = function(*inputs, links, H, 3.0)
         results.append((output, *torch.autograd.grad((output * weights).sum(), inputs)))
     for fast, slow in zip(*results, strict=True):
         torch.testing.assert_close(fast, slow)
@@ -120,10 +120,9 @@ def test_a_row_depends_on_its_own_past_alone(length, padding, data):
 
 def test_a_key_recalls_its_value_and_order_matters():
     layer = memory(d_model=16, num_heads=1, bits=12, num_doublings=0, spans=(1, 2))
-    for p in (layer.select.weight, layer.coherence):
-        torch.nn.init.zeros_(p)
+    torch.nn.init.zeros_(layer.select.weight)
     torch.nn.init.eye_(layer.out.weight)
-    layer.select.bias.data = torch.tensor([0.0, 10.0, 10.0, 30.0, 30.0], dtype=torch.float64)  # the longer one counts
+    layer.select.bias.data = torch.tensor([0.0, 20.0, 20.0, 40.0, 40.0], dtype=torch.float64)  # the longer one counts
     a, b, c, d, e, f = torch.randn(6, 16, dtype=torch.float64)
 
     def recalled(*sequence):
