@@ -22,13 +22,12 @@ beside a transformer, where memory here is the context alone and replaces attent
 `models/TRAJECTORY.md` tells what was tried, what it gave, and what was kept.
 
 Shapes: B batch, T time, D width, H heads, E bits, L spans, K positions of a slot, C = L K candidates, V = D / H width
-of a head, N = B T H places; of the streaming state, R last inputs, S last symbols, W = E + V.
+of a head, N = B T H places.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -48,7 +47,7 @@ from models.coincidence import (
 )
 from models.layers import check_positive, init_input, init_output, rms_norm
 from models.scan import accumulation_dtype
-from models.trajectory_store import NONE, Log, Table
+from models.trajectory_store import NONE, Log, MemoryState, Table
 
 MAX_SPAN = 4096  # symbols that a context can name; the streaming state keeps as many
 SPANS = (1, 2, 3, 4, 6, 8)
@@ -70,20 +69,6 @@ def trajectory_step(window_BRD: Tensor, lags: Sequence[Tensor]) -> Tensor:
     for lag_D in lags:
         window_BRD = torch.addcmul(window_BRD[:, 1::2], lag_D, window_BRD[:, ::2])
     return window_BRD.squeeze(1)
-
-
-class MemoryState(NamedTuple):
-    """What a memory keeps of the past.
-
-    inputs: the last 2^n - 1 (B, R, D). symbols: addresses of the last symbols (B, S, H). address, code: the contexts
-    at the previous position, whose successor has not come yet, (B, H, L) and (B, H, E). store: all before.
-    """
-
-    inputs: Tensor
-    symbols: Tensor
-    address: Tensor
-    code: Tensor
-    store: Table | Log
 
 
 class TrajectoryMemory(nn.Module):
@@ -343,7 +328,6 @@ class TrajectoryLM(LanguageModel):
         compile: bool = False,
     ) -> None:
         check_positive(ffn_ratio=ffn_ratio)
-        check_memory(d_model, num_heads, bits, spans, num_matches, num_slots, num_doublings)
         blocks: list[nn.Module] = [
             Block(
                 TrajectoryMemory(d_model, num_heads, bits, spans, num_matches, num_slots, num_doublings),

@@ -3,7 +3,8 @@
 Both take, at each position, the address of a context with what is to be recalled when it comes again, and give back the
 latest entries of an address: as many and the same as `models.coincidence.coincidences` links at once.
 
-Shapes: B batch, H heads, L spans of contexts, K positions of a slot, C = L K candidates, M slots, W width of an entry.
+Shapes: B batch, D width, H heads, L spans of contexts, K positions of a slot, C = L K candidates, M slots, E bits of a
+code, W width of an entry, R last inputs, S last symbols.
 """
 
 from __future__ import annotations
@@ -101,3 +102,17 @@ class Log(NamedTuple):
         latest_BHC = latest_BCHL.permute(0, 2, 3, 1).flatten(2)
         index = latest_BHC.clamp(min=0).unsqueeze(-1).expand(-1, -1, -1, self.entries.size(-1))
         return self.entries.transpose(1, 2).gather(2, index), latest_BHC >= 0
+
+
+class MemoryState(NamedTuple):
+    """What a memory keeps of the past.
+
+    The last inputs (B, R, D) and symbols (B, S, H); the contexts of the previous position, whose successor has not come
+    yet, by address (B, H, L) and code (B, H, E); and what was stored of all before.
+    """
+
+    inputs: Tensor
+    symbols: Tensor
+    address: Tensor
+    code: Tensor
+    store: Table | Log

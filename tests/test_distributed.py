@@ -25,8 +25,8 @@ FSDP = "--trainer.devices 2 --trainer.strategy fsdp2"
 def fit(tiny_text, tmp_path_factory):
     cwd = tmp_path_factory.mktemp("distributed")
 
-    def run(options, *, expect=0, ckpt=None):
-        start = f"--ckpt_path {ckpt}" if ckpt else f"{MODEL} {SIZES} {DATA} --data.corpus {tiny_text} {TRAINER}"
+    def run(options, *, expect=0, ckpt=None, model=f"{MODEL} {SIZES}"):
+        start = f"--ckpt_path {ckpt}" if ckpt else f"{model} {DATA} --data.corpus {tiny_text} {TRAINER}"
         process = subprocess.run(
             [sys.executable, "-m", "app", "fit", *f"{start} {options}".split()],
             cwd=cwd, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120,
@@ -87,6 +87,16 @@ def test_fsdp2_trains_as_one_process_and_says_why_it_cannot_grow(fit):
     process = fit(f"{FSDP} {GROWTH} --run_dir refused", expect=2)
     assert "python -m app grow" in process.stderr
     assert not (fit.cwd / "refused").exists()
+
+
+def test_trajectory_memory_trains_on_two_processes_and_sharded(fit):
+    model = "--model TrajectoryLM --model.d_model 16 --model.num_heads 2 --model.num_slots 64"
+    fit(f"{DDP} --run_dir memory_two", model=model)
+    assert_equal(*(torch.load(fit.cwd / "memory_two" / f"rank{r}.pt", weights_only=True) for r in (0, 1)))
+    fit(f"{FSDP} --run_dir memory_sharded", model=model)
+    two, sharded = read_checkpoint(last(fit, "memory_two")), read_checkpoint(last(fit, "memory_sharded"))
+    for name, value in two["state_dict"].items():
+        torch.testing.assert_close(sharded["state_dict"][name], value, rtol=0, atol=1e-6)
 
 
 def test_a_batch_that_does_not_split_is_refused(fit):

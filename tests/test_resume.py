@@ -12,7 +12,7 @@ from app.grow import grow
 from callbacks import AtomicCheckpointIO, Checkpoints, Growth, RunStopped
 from callbacks.checkpoints import save_atomically
 from datamodules import CharText
-from models import TokenFormer, Transformer
+from models import TokenFormer, TrajectoryLM, Transformer
 from models.optim import Optim
 
 STEPS, EPOCH, VALIDATION = 24, 10, 7  # steps in all, batches an epoch, batches between validations
@@ -106,6 +106,17 @@ def test_interrupted_twice(text, uninterrupted, tmp_path):
     last = fit(text, tmp_path, stop=8)
     last = fit(text, tmp_path, ckpt=last, stop=17)
     assert_same_run(fit(text, tmp_path, ckpt=last), uninterrupted)
+
+
+@pytest.mark.parametrize("options", [{}, {"optim": MUON, "precision": "bf16-mixed"}])
+def test_random_reactivation_is_that_of_an_uninterrupted_run(text, tmp_path, options):
+    def run(folder, **more):
+        torch.manual_seed(0)
+        model = TrajectoryLM(vocab_size=len(set(text.read_text())), d_model=16, num_heads=2, num_slots=32)
+        return fit(text, folder, model=model, schedule={}, **options, **more)
+
+    last = run(tmp_path / "cut", stop=9)
+    assert_same_run(run(tmp_path / "cut", ckpt=last), run(tmp_path / "whole"))
 
 
 @pytest.mark.parametrize("optim", [Optim(), MUON])
