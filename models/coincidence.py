@@ -62,6 +62,16 @@ def context_addresses(symbol_BTH: Tensor, spans: Sequence[int]) -> Tensor:
     return torch.stack([cast(Tensor, found[span]) for span in spans], -1)
 
 
+def powers(length: int) -> Tensor:
+    """R^i modulo the prime for i < length, which `last_addresses` takes: (S,)."""
+    return torch.tensor([pow(RADIX, i, PRIME) for i in range(length)])
+
+
+def last_addresses(symbol_BSH: Tensor, power_S1: Tensor, span_L: Tensor) -> Tensor:
+    """`context_addresses` of the last position alone, by the polynomial; symbols come latest first: -> (B, L, H)."""
+    return (symbol_BSH * power_S1 % PRIME).cumsum(1).index_select(1, span_L - 1) % PRIME
+
+
 def coincidences(address_BTHL: Tensor, num_slots: int | None, num_matches: int) -> Links:
     """Links between the K latest positions of a slot where their addresses are equal, with C = L K candidates.
 
@@ -127,15 +137,14 @@ def gathered_dot(query: Tensor, table: Tensor, index_NC: Tensor) -> Tensor:
     return cast(Tensor, dots).view(N, C)
 
 
-def recall_weights(score: Tensor, bonus: Tensor, exists: Tensor) -> Tensor:
+def recall_weights(excess: Tensor, exists: Tensor) -> Tensor:
     """Softmax over nothing and the candidates that exist, without the weight of nothing.
 
     Args:
-        score: Of nothing and of each candidate, (..., 1 + C).
-        bonus: Added to the candidates' scores, (..., C).
+        excess: Scores of the candidates over that of nothing, (..., C); changed in place.
         exists: Which candidates there are, (..., C).
     """
-    odds = (score[..., 1:] + bonus - score[..., :1]).clamp_(max=CEILING).exp_().masked_fill_(~exists, 0.0)
+    odds = excess.clamp_(max=CEILING).exp_().mul_(exists)
     return odds / (1 + odds.sum(-1, keepdim=True))
 
 
@@ -147,7 +156,8 @@ class Recall(torch.autograd.Function):
         """Scores (N, 1 + C), codes, values of the successors, coherence / E, links -> (N, V)."""
         earlier, later = links
         exists, index = earlier >= 0, earlier.clamp(min=0)
-        weight_NC = recall_weights(score, scale * gathered_dot(code_NE, code_NE, index), exists)
+        excess_NC = torch.add(score[:, 1:] - score[:, :1], gathered_dot(code_NE, code_NE, index), alpha=scale)
+        weight_NC = recall_weights(excess_NC, exists)
         ctx.save_for_backward(code_NE, next_NV, index, later, weight_NC)
         ctx.scale = scale
         return gathered_sum(weight_NC, next_NV, index)

@@ -27,7 +27,7 @@ of a head, N = B T H places.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
@@ -40,6 +40,8 @@ from models.coincidence import (
     Links,
     coincidences,
     context_addresses,
+    last_addresses,
+    powers,
     reactivations,
     recall,
     recall_weights,
@@ -55,7 +57,7 @@ COHERENCE = 4.0  # what a candidate gains by a code like its own; where it is le
 MAX_DOUBLINGS = 12  # as the streaming state keeps two to this power inputs
 
 
-def trajectory(x_BTD: Tensor, lags: Sequence[Tensor]) -> Tensor:
+def trajectory(x_BTD: Tensor, lags: Iterable[Tensor]) -> Tensor:
     """z_{i+1}[t] = z_i[t] + lag_i * z_i[t - 2^i], zeros before the start: (B, T, D) -> (B, T, D)."""
     for i, lag_D in enumerate(lags):
         delay = min(2**i, x_BTD.size(1))
@@ -64,7 +66,7 @@ def trajectory(x_BTD: Tensor, lags: Sequence[Tensor]) -> Tensor:
     return x_BTD
 
 
-def trajectory_step(window_BRD: Tensor, lags: Sequence[Tensor]) -> Tensor:
+def trajectory_step(window_BRD: Tensor, lags: Iterable[Tensor]) -> Tensor:
     """The trajectory of the last of the 2^n inputs that it depends on: (B, 2^n, D) -> (B, D)."""
     for lag_D in lags:
         window_BRD = torch.addcmul(window_BRD[:, 1::2], lag_D, window_BRD[:, ::2])
@@ -84,6 +86,9 @@ class TrajectoryMemory(nn.Module):
         num_doublings: The trajectory spans two to this power positions.
     """
 
+    power: Tensor
+    span: Tensor
+
     def __init__(
         self,
         d_model: int,
@@ -95,7 +100,8 @@ class TrajectoryMemory(nn.Module):
         num_doublings: int = 4,
     ) -> None:
         super().__init__()
-        check_memory(d_model, num_heads, bits, spans, num_matches, num_slots, num_doublings)
+        check_positive(d_model=d_model, num_heads=num_heads, num_matches=num_matches)
+        check_memory(d_model, num_heads, bits, spans, num_slots, num_doublings)
         self.d_model, self.num_heads, self.bits, self.spans = d_model, num_heads, bits, tuple(spans)
         self.num_matches, self.num_slots = num_matches, num_slots
         self.lags = nn.ParameterList(nn.Parameter(torch.empty(d_model)) for _ in range(num_doublings))
@@ -103,6 +109,8 @@ class TrajectoryMemory(nn.Module):
         self.out = nn.Linear(d_model, d_model, bias=False)
         self.select = nn.Linear(d_model, num_heads * (1 + len(spans) * num_matches))
         self.reactivation = nn.Parameter(torch.empty(num_heads, 1))
+        self.register_buffer("power", powers(max(spans)).unsqueeze(1), persistent=False)
+        self.register_buffer("span", torch.tensor(spans), persistent=False)
         self.init_weights()
 
     def init_weights(self) -> None:
@@ -122,50 +130,53 @@ class TrajectoryMemory(nn.Module):
             self.select.bias.copy_(F.pad(prefer_C, (1, 0)).repeat(self.num_heads))
         nn.init.constant_(self.reactivation, -2.0)
 
-    def heads(self, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Codes (..., H, E), values (..., H, V) and scores (..., H, 1 + C), in float32 at least.
+    def codes(self, x: Tensor) -> Tensor:
+        """What the symbols are the signs of, (..., D) -> (..., H, E), in float32 at least.
 
-        Codes are not left to autocast: a sign must not depend on how much is computed at once. Select reads the
-        trajectory's direction, of length 1, as steps of Muon would make scores wander were it longer.
+        It is not left to autocast: a sign must not depend on how much is computed at once.
         """
         dtype = accumulation_dtype(x.dtype)
+        if not torch.is_autocast_enabled(x.device.type):
+            return F.linear(x.to(dtype), self.symbol.weight.to(dtype)).view(*x.shape[:-1], self.num_heads, -1)
         with torch.autocast(x.device.type, enabled=False):
-            code = F.linear(x.to(dtype), self.symbol.weight.to(dtype))
-        code, value, score = (
-            y.to(dtype).unflatten(-1, (self.num_heads, -1)) for y in (code, x, self.select(F.normalize(z, dim=-1)))
-        )
-        return code, value, score
+            return self.codes(x)
 
-    def links(self, code_BTHE: Tensor, score_BTHC: Tensor) -> tuple[Links, Tensor]:
+    def scores(self, z_ND: Tensor) -> Tensor:
+        """Of nothing and of each candidate, by the direction of the trajectory: (N, D) -> (N, H (1 + C)).
+
+        Select reads a vector of length 1: were it longer, steps of Muon would make the scores wander.
+        """
+        scale = self.d_model**-0.5
+        score: Tensor = torch.addmm(self.select.bias, rms_norm(z_ND), self.select.weight.mT, alpha=scale)
+        return score
+
+    def links(self, code_BTHE: Tensor, score_NC: Tensor) -> tuple[Links, Tensor]:
         """All candidates and their scores, in training with the random position, (N, 1 + C) or (N, 2 + C)."""
         B, T, H, _ = code_BTHE.shape
-        score_NC = score_BTHC.flatten(0, 2)
-        found = coincidences(
-            context_addresses(symbol_addresses(code_BTHE), self.spans), self.num_slots, self.num_matches
-        )
+        address_BTHL = context_addresses(symbol_addresses(code_BTHE), self.spans)
+        found = coincidences(address_BTHL, self.num_slots, self.num_matches)
         if not self.training:
             return found, score_NC
         delay_BH = torch.randint(1, max(T, 2), (B, H), device=code_BTHE.device)
-        random = reactivations(delay_BH, T)
         score_NC = torch.cat((score_NC, self.reactivation.to(score_NC.dtype).repeat(B * T, 1)), 1)
-        return Links(*(torch.cat(pair, 1) for pair in zip(found, random, strict=True))), score_NC
+        return Links(*(torch.cat(pair, 1) for pair in zip(found, reactivations(delay_BH, T), strict=True))), score_NC
 
     @torch.compiler.disable  # type: ignore[untyped-decorator] # sorting and bags are kernels of their own
-    def recall(self, code_BTHE: Tensor, value_BTHV: Tensor, score_BTHC: Tensor) -> Tensor:
-        """Codes, values and scores -> what is recalled (B, T, D)."""
-        with torch.autocast(code_BTHE.device.type, enabled=False):
-            links, score_NC = self.links(code_BTHE.detach(), score_BTHC)
-            code_NE, value_NV = code_BTHE.tanh().flatten(0, 2), value_BTHV.flatten(0, 2)
+    def recall(self, x_BTD: Tensor, code_BTHE: Tensor, score: Tensor) -> Tensor:
+        """Values, codes and scores -> what is recalled (B, T, D)."""
+        with torch.autocast(x_BTD.device.type, enabled=False):
+            code_NE = code_BTHE.tanh().flatten(0, 2)
+            score_NC, value_NV = (x.to(code_NE.dtype).reshape(len(code_NE), -1) for x in (score, x_BTD))
+            links, score_NC = self.links(code_BTHE.detach(), score_NC)
             y_NV = recall(score_NC, code_NE, value_NV, links, self.num_heads, COHERENCE)
-        y_BTD: Tensor = y_NV.view(*value_BTHV.shape[:2], -1)
+        y_BTD: Tensor = y_NV.view_as(x_BTD).to(x_BTD.dtype)
         return y_BTD
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """Normalised (B, T, D) -> (B, T, D)."""
-        z_BTD = trajectory(x_BTD, list(self.lags))
-        y_BTD: Tensor = self.recall(*self.heads(x_BTD, z_BTD))
-        y_BTD = self.out(y_BTD.to(x_BTD.dtype)) + (z_BTD - x_BTD)
-        return y_BTD
+        z_BTD = trajectory(x_BTD, self.lags)
+        y_BTD: Tensor = self.out(self.recall(x_BTD, self.codes(x_BTD), self.scores(z_BTD.flatten(0, 1))))
+        return y_BTD + (z_BTD - x_BTD)
 
     def init_state(self, batch_size: int) -> MemoryState:
         """Nothing has been read."""
@@ -177,7 +188,7 @@ class TrajectoryMemory(nn.Module):
             store = Table.empty(shape, self.num_slots, self.num_matches, width, like)
         return MemoryState(
             weight.new_zeros(batch_size, 2 ** len(self.lags) - 1, self.d_model),
-            torch.zeros(batch_size, max(self.spans) - 1, self.num_heads, dtype=torch.int64, device=weight.device),
+            torch.zeros(batch_size, max(self.spans), self.num_heads, dtype=torch.int64, device=weight.device),
             torch.full(shape, NONE, device=weight.device),
             like.new_zeros(batch_size, self.num_heads, self.bits),
             store,
@@ -185,19 +196,22 @@ class TrajectoryMemory(nn.Module):
 
     def step(self, x_BD: Tensor, state: MemoryState) -> tuple[Tensor, MemoryState]:
         """One position (B, D) of `forward`: complete the previous context by its successor, then look up the own."""
+        B, H, E = len(x_BD), self.num_heads, self.bits
         inputs_BRD = torch.cat((state.inputs, x_BD.unsqueeze(1)), 1)
-        z_BD = trajectory_step(inputs_BRD, list(self.lags))
-        code_BHE, value_BHV, score_BHC = self.heads(x_BD, z_BD)
-        symbols_BSH = torch.cat((state.symbols, symbol_addresses(code_BHE).unsqueeze(1)), 1)
-        address_BHL = context_addresses(symbols_BSH, self.spans)[:, -1]
+        z_BD, code_BHE = trajectory_step(inputs_BRD, self.lags), self.codes(x_BD)
+        score_BHC = self.scores(z_BD).to(code_BHE.dtype).view(B * H, 1, -1)
+        symbols_BSH = torch.cat((symbol_addresses(code_BHE).unsqueeze(1), state.symbols[:, : max(self.spans) - 1]), 1)
+        address_BHL = last_addresses(symbols_BSH, self.power, self.span).mT
+        store = state.store.write(state.address, torch.cat((state.code, x_BD.view(B, H, -1)), -1))
+        entry_GCW, exists_GC = store.read(address_BHL)  # G = B H
         code_BHE = code_BHE.tanh()
-        store = state.store.write(state.address, torch.cat((state.code, value_BHV), -1))
-        entry_BHCW, exists_BHC = store.read(address_BHL)
-        agreement_BHC = (entry_BHCW[..., : self.bits] @ code_BHE.unsqueeze(-1)).squeeze(-1) / self.bits
-        weight_BHC = recall_weights(score_BHC, COHERENCE * agreement_BHC, exists_BHC)
-        y_BHV = (weight_BHC.unsqueeze(2) @ entry_BHCW[..., self.bits :]).squeeze(2)
-        next_state = MemoryState(inputs_BRD[:, 1:], symbols_BSH[:, 1:], address_BHL, code_BHE, store)
-        return self.out(y_BHV.flatten(1).to(x_BD.dtype)) + (z_BD - x_BD), next_state
+        code_GW1 = F.pad(code_BHE, (0, entry_GCW.size(2) - E)).view(B * H, -1, 1)
+        excess_G1C = score_BHC[..., 1:] - score_BHC[..., :1]
+        excess_GC1 = torch.baddbmm(excess_G1C.mT, entry_GCW, code_GW1, alpha=COHERENCE / E)
+        weight_GC = recall_weights(excess_GC1.squeeze(2), exists_GC)
+        y_BD = torch.bmm(weight_GC.unsqueeze(1), entry_GCW)[..., E:].reshape(B, -1)
+        next_state = MemoryState(inputs_BRD[:, 1:], symbols_BSH, address_BHL, code_BHE, store)
+        return self.out(y_BD.to(x_BD.dtype)) + (z_BD - x_BD), next_state
 
     def flops_per_token(self) -> int:
         """Three matrices; for each candidate, the agreement and the weighted sum."""
@@ -209,8 +223,8 @@ class TrajectoryMemory(nn.Module):
         """The table, whatever the length, or the log, and the last inputs, symbols and context."""
         H, L, item = self.num_heads, len(self.spans), self.out.weight.element_size()
         wide = accumulation_dtype(self.out.weight.dtype).itemsize
-        recent: int = item * (2 ** len(self.lags) - 1) * self.d_model + 8 * H * (max(self.spans) - 1 + L)
-        recent += wide * H * self.bits
+        contexts = 8 * (max(self.spans) + L) + wide * self.bits
+        recent: int = item * (2 ** len(self.lags) - 1) * self.d_model + H * contexts
         entry: int = wide * (self.bits + self.d_model // H)
         if self.num_slots is None:
             return recent + H * Log.capacity(seq_len, self.num_matches) * (entry + 4 * L)
@@ -218,16 +232,9 @@ class TrajectoryMemory(nn.Module):
 
 
 def check_memory(
-    d_model: int,
-    num_heads: int,
-    bits: int,
-    spans: tuple[int, ...],
-    num_matches: int,
-    num_slots: int | None,
-    num_doublings: int,
+    d_model: int, num_heads: int, bits: int, spans: tuple[int, ...], num_slots: int | None, num_doublings: int
 ) -> None:
     """Raise ValueError naming the first option of a memory that will not do."""
-    check_positive(d_model=d_model, num_heads=num_heads, num_matches=num_matches)
     if d_model % num_heads:
         raise ValueError(
             f"--model.d_model {d_model} does not split into --model.num_heads {num_heads} heads; choose d_model a "

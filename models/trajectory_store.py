@@ -40,22 +40,27 @@ class Table(NamedTuple):
         return cls(addresses, like.new_zeros(*addresses.shape, width), first)
 
     def slots(self, address_BHL: Tensor) -> Tensor:
-        """Where an address belongs."""
-        return self.first + address_BHL % (len(self.addresses) // self.first.numel())
+        """Where an address belongs, (B H L,)."""
+        return (self.first + address_BHL % (len(self.addresses) // self.first.numel())).flatten()
 
     def write(self, address_BHL: Tensor, entry_BHW: Tensor) -> Table:
         """Put an entry in front of its slots; the table given must not be used any more."""
-        slot, (B, H, L) = self.slots(address_BHL), address_BHL.shape
-        address, entry = address_BHL.int().unsqueeze(-1), entry_BHW[:, :, None, None].expand(B, H, L, 1, -1)
-        self.addresses[slot] = torch.cat((address, self.addresses[slot][..., :-1]), -1)
-        self.entries[slot] = torch.cat((entry, self.entries[slot][..., :-1, :]), -2)
+        slot_N, (B, H, L) = self.slots(address_BHL), address_BHL.shape
+        address_N1, entry_BHLW = address_BHL.reshape(-1, 1).int(), entry_BHW.unsqueeze(2).expand(B, H, L, -1)
+        if self.addresses.size(1) > 1:
+            kept = self.addresses.index_select(0, slot_N)[:, :-1]
+            address_N1 = torch.cat((address_N1, kept), 1)
+            entry_N1W = entry_BHLW.reshape(len(slot_N), 1, -1)
+            entry_BHLW = torch.cat((entry_N1W, self.entries.index_select(0, slot_N)[:, :-1]), 1)
+        self.addresses.index_copy_(0, slot_N, address_N1)
+        self.entries.index_copy_(0, slot_N, entry_BHLW.reshape(len(slot_N), *self.entries.shape[1:]))
         return self
 
     def read(self, address_BHL: Tensor) -> tuple[Tensor, Tensor]:
-        """Entries (B, H, C, W) of an address's slots, and which of them are the address's own (B, H, C)."""
-        slot = self.slots(address_BHL)
-        own = self.addresses[slot] == address_BHL.unsqueeze(-1)
-        return self.entries[slot].flatten(2, 3), own.flatten(2)
+        """Entries (B H, C, W) of an address's slots, and which of them are the address's own (B H, C)."""
+        slot_N, (B, H, _) = self.slots(address_BHL), address_BHL.shape
+        own_NK = self.addresses.index_select(0, slot_N) == address_BHL.reshape(-1, 1)
+        return self.entries.index_select(0, slot_N).view(B * H, -1, self.entries.size(2)), own_NK.view(B * H, -1)
 
 
 class Log(NamedTuple):
@@ -95,20 +100,20 @@ class Log(NamedTuple):
         return Log(addresses, entries, self.length + 1, self.num_matches)
 
     def read(self, address_BHL: Tensor) -> tuple[Tensor, Tensor]:
-        """The latest entries (B, H, C, W) of an address, and which of them there are (B, H, C)."""
+        """The latest entries (B H, C, W) of an address, and which of them there are (B H, C)."""
         same = self.addresses == address_BHL.unsqueeze(1)
         position_P111 = torch.arange(self.addresses.size(1), device=same.device).view(-1, 1, 1)
         latest_BCHL = torch.where(same, position_P111, NONE).topk(self.num_matches, 1).values
-        latest_BHC = latest_BCHL.permute(0, 2, 3, 1).flatten(2)
-        index = latest_BHC.clamp(min=0).unsqueeze(-1).expand(-1, -1, -1, self.entries.size(-1))
-        return self.entries.transpose(1, 2).gather(2, index), latest_BHC >= 0
+        latest_GC = latest_BCHL.permute(0, 2, 3, 1).flatten(2).flatten(0, 1)
+        index = latest_GC.clamp(min=0).unsqueeze(-1).expand(-1, -1, self.entries.size(-1))
+        return self.entries.transpose(1, 2).flatten(0, 1).gather(1, index), latest_GC >= 0
 
 
 class MemoryState(NamedTuple):
     """What a memory keeps of the past.
 
-    The last inputs (B, R, D) and symbols (B, S, H); the contexts of the previous position, whose successor has not come
-    yet, by address (B, H, L) and code (B, H, E); and what was stored of all before.
+    The last inputs (B, R, D), and symbols, latest first (B, S, H); the contexts of the previous position, whose
+    successor has not come yet, by address (B, H, L) and code (B, H, E); and what was stored of all before.
     """
 
     inputs: Tensor
