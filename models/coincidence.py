@@ -40,8 +40,8 @@ class Links(NamedTuple):
 
 def symbol_addresses(code: Tensor) -> Tensor:
     """The address of the one symbol whose bits are the signs of a code: (..., E) -> (...), never zero."""
-    bit_E = 2 ** torch.arange(code.size(-1), device=code.device)
-    return (((code > 0) * bit_E).sum(-1) + 1) * MIXER % PRIME
+    bit_E = 1 << torch.arange(code.size(-1), device=code.device)
+    return ((code > 0) * bit_E).sum(-1).add_(1).mul_(MIXER).remainder_(PRIME)
 
 
 def joined(recent_BTH: Tensor, num_recent: int, before_BTH: Tensor) -> Tensor:
@@ -67,9 +67,9 @@ def powers(length: int) -> Tensor:
     return torch.tensor([pow(RADIX, i, PRIME) for i in range(length)])
 
 
-def last_addresses(symbol_BSH: Tensor, power_S1: Tensor, span_L: Tensor) -> Tensor:
-    """`context_addresses` of the last position alone, by the polynomial; symbols come latest first: -> (B, L, H)."""
-    return (symbol_BSH * power_S1 % PRIME).cumsum(1).index_select(1, span_L - 1) % PRIME
+def last_addresses(symbol_BSH: Tensor, power_S1: Tensor, last_L: Tensor) -> Tensor:
+    """`context_addresses` of one position, by the polynomial: symbols, latest first, and spans less 1 -> (B, L, H)."""
+    return (symbol_BSH * power_S1).remainder_(PRIME).cumsum(1).index_select(1, last_L).remainder_(PRIME)
 
 
 def coincidences(address_BTHL: Tensor, num_slots: int | None, num_matches: int) -> Links:

@@ -49,7 +49,7 @@ from models.coincidence import (
 )
 from models.layers import check_positive, init_input, init_output, rms_norm
 from models.scan import accumulation_dtype
-from models.trajectory_store import NONE, Log, MemoryState, Table
+from models.trajectory_store import Log, MemoryState, Table
 
 MAX_SPAN = 4096  # symbols that a context can name; the streaming state keeps as many
 SPANS = (1, 2, 3, 4, 6, 8)
@@ -66,11 +66,12 @@ def trajectory(x_BTD: Tensor, lags: Iterable[Tensor]) -> Tensor:
     return x_BTD
 
 
-def trajectory_step(window_BRD: Tensor, lags: Iterable[Tensor]) -> Tensor:
-    """The trajectory of the last of the 2^n inputs that it depends on: (B, 2^n, D) -> (B, D)."""
+def trajectory_taps(lags: Iterable[Tensor], one_1D: Tensor) -> Tensor:
+    """How much of each of the last 2^n inputs the trajectory takes, the latest last: n lags (D,) -> (2^n, D)."""
+    taps_RD = one_1D
     for lag_D in lags:
-        window_BRD = torch.addcmul(window_BRD[:, 1::2], lag_D, window_BRD[:, ::2])
-    return window_BRD.squeeze(1)
+        taps_RD = torch.cat((lag_D * taps_RD, taps_RD))
+    return taps_RD
 
 
 class TrajectoryMemory(nn.Module):
@@ -87,7 +88,7 @@ class TrajectoryMemory(nn.Module):
     """
 
     power: Tensor
-    span: Tensor
+    last: Tensor
 
     def __init__(
         self,
@@ -110,7 +111,7 @@ class TrajectoryMemory(nn.Module):
         self.select = nn.Linear(d_model, num_heads * (1 + len(spans) * num_matches))
         self.reactivation = nn.Parameter(torch.empty(num_heads, 1))
         self.register_buffer("power", powers(max(spans)).unsqueeze(1), persistent=False)
-        self.register_buffer("span", torch.tensor(spans), persistent=False)
+        self.register_buffer("last", torch.tensor(spans) - 1, persistent=False)
         self.init_weights()
 
     def init_weights(self) -> None:
@@ -188,8 +189,8 @@ class TrajectoryMemory(nn.Module):
             store = Table.empty(shape, self.num_slots, self.num_matches, width, like)
         return MemoryState(
             weight.new_zeros(batch_size, 2 ** len(self.lags) - 1, self.d_model),
+            trajectory_taps(self.lags, weight.new_ones(1, self.d_model)),
             torch.zeros(batch_size, max(self.spans), self.num_heads, dtype=torch.int64, device=weight.device),
-            torch.full(shape, NONE, device=weight.device),
             like.new_zeros(batch_size, self.num_heads, self.bits),
             store,
         )
@@ -198,19 +199,17 @@ class TrajectoryMemory(nn.Module):
         """One position (B, D) of `forward`: complete the previous context by its successor, then look up the own."""
         B, H, E = len(x_BD), self.num_heads, self.bits
         inputs_BRD = torch.cat((state.inputs, x_BD.unsqueeze(1)), 1)
-        z_BD, code_BHE = trajectory_step(inputs_BRD, self.lags), self.codes(x_BD)
-        score_BHC = self.scores(z_BD).to(code_BHE.dtype).view(B * H, 1, -1)
-        symbols_BSH = torch.cat((symbol_addresses(code_BHE).unsqueeze(1), state.symbols[:, : max(self.spans) - 1]), 1)
-        address_BHL = last_addresses(symbols_BSH, self.power, self.span).mT
-        store = state.store.write(state.address, torch.cat((state.code, x_BD.view(B, H, -1)), -1))
-        entry_GCW, exists_GC = store.read(address_BHL)  # G = B H
-        code_BHE = code_BHE.tanh()
-        code_GW1 = F.pad(code_BHE, (0, entry_GCW.size(2) - E)).view(B * H, -1, 1)
-        excess_G1C = score_BHC[..., 1:] - score_BHC[..., :1]
-        excess_GC1 = torch.baddbmm(excess_G1C.mT, entry_GCW, code_GW1, alpha=COHERENCE / E)
+        z_BD, code_BHE = (inputs_BRD * state.taps).sum(1), self.codes(x_BD)
+        score_G1C = self.scores(z_BD).to(code_BHE.dtype).view(B * H, 1, -1)  # G = B H
+        symbols_BSH = torch.cat((symbol_addresses(code_BHE).unsqueeze(1), state.symbols[:, :-1]), 1)
+        store = state.store.write(torch.cat((state.code, x_BD.view(B, H, -1)), -1))
+        entry_GCW, exists_GC, store = store.read(last_addresses(symbols_BSH, self.power, self.last).mT)
+        code_BHE, entry_GCE, entry_GCV = code_BHE.tanh(), entry_GCW[..., :E], entry_GCW[..., E:]
+        excess_GC1 = (score_G1C[..., 1:] - score_G1C[..., :1]).mT
+        excess_GC1 = torch.baddbmm(excess_GC1, entry_GCE, code_BHE.view(B * H, E, 1), alpha=COHERENCE / E)
         weight_GC = recall_weights(excess_GC1.squeeze(2), exists_GC)
-        y_BD = torch.bmm(weight_GC.unsqueeze(1), entry_GCW)[..., E:].reshape(B, -1)
-        next_state = MemoryState(inputs_BRD[:, 1:], symbols_BSH, address_BHL, code_BHE, store)
+        y_BD = torch.bmm(weight_GC.unsqueeze(1), entry_GCV).view(B, -1)
+        next_state = MemoryState(inputs_BRD[:, 1:], state.taps, symbols_BSH, code_BHE, store)
         return self.out(y_BD.to(x_BD.dtype)) + (z_BD - x_BD), next_state
 
     def flops_per_token(self) -> int:
@@ -223,12 +222,13 @@ class TrajectoryMemory(nn.Module):
         """The table, whatever the length, or the log, and the last inputs, symbols and context."""
         H, L, item = self.num_heads, len(self.spans), self.out.weight.element_size()
         wide = accumulation_dtype(self.out.weight.dtype).itemsize
-        contexts = 8 * (max(self.spans) + L) + wide * self.bits
-        recent: int = item * (2 ** len(self.lags) - 1) * self.d_model + H * contexts
+        recent: int = item * (2 ** (len(self.lags) + 1) - 1) * self.d_model
+        recent += H * (8 * max(self.spans) + wide * self.bits)
         entry: int = wide * (self.bits + self.d_model // H)
         if self.num_slots is None:
-            return recent + H * Log.capacity(seq_len, self.num_matches) * (entry + 4 * L)
-        return recent + H * L * (self.num_slots * self.num_matches * (entry + 4) + 8)
+            return recent + H * (Log.capacity(seq_len, self.num_matches) * (entry + 4 * L) + 4 * L)
+        # Each span has its slots, the one looked up last, where it lies, where the slots begin, and its address.
+        return recent + H * L * ((self.num_slots + 1) * self.num_matches * (entry + 4) + 8 + 8 + 4)
 
 
 def check_memory(

@@ -1,7 +1,8 @@
 """Where the streaming form of trajectory memory keeps the past: a table of fixed size, or a log of everything.
 
-Both take, at each position, the address of a context with what is to be recalled when it comes again, and give back the
-latest entries of an address: as many and the same as `models.coincidence.coincidences` links at once.
+Each position is looked up by the addresses of its contexts; what is to be recalled when these come again is written
+when the next position has come. The latest entries of an address are as many and the same as those that
+`models.coincidence.coincidences` links at once.
 
 Shapes: B batch, D width, H heads, L spans of contexts, K positions of a slot, C = L K candidates, M slots, E bits of a
 code, W width of an entry, R last inputs, S last symbols.
@@ -9,6 +10,7 @@ code, W width of an entry, R last inputs, S last symbols.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -19,58 +21,67 @@ from models.layers import MIN_CACHE
 NONE = -1  # the address of no context
 
 
+class Slots(NamedTuple):
+    """The slots of the addresses that were looked up last, and what they keep.
+
+    place (N,), N = B H L; address (N, 1); addresses (N, K); entries (N, K, W).
+    """
+
+    place: Tensor
+    address: Tensor
+    addresses: Tensor
+    entries: Tensor
+
+
 class Table(NamedTuple):
     """Slots of a fixed number that keep the latest K positions each; written in place.
 
     addresses: of the contexts, -1 where empty, (B H L M, K). entries: code at the context and value at its successor,
-    (B H L M, K, W). first: where the slots of a head and span begin, (B, H, L).
+    (B H L M, K, W). first: where the slots of a head and span begin, (B, H, L). last: the slots looked up last.
     """
 
     addresses: Tensor
     entries: Tensor
     first: Tensor
+    last: Slots
 
     @classmethod
-    def empty(
-        cls, shape_BHL: tuple[int, int, int], num_slots: int, num_matches: int, width: int, like: Tensor
-    ) -> Table:
-        """A table without positions."""
-        first = torch.arange(shape_BHL[0] * shape_BHL[1] * shape_BHL[2], device=like.device).view(shape_BHL) * num_slots
+    def empty(cls, shape: tuple[int, int, int], num_slots: int, num_matches: int, width: int, like: Tensor) -> Table:
+        """A table without positions; shape (B, H, L)."""
+        first = num_slots * torch.arange(math.prod(shape), device=like.device).view(shape)
         addresses = torch.full((first.numel() * num_slots, num_matches), NONE, dtype=torch.int32, device=like.device)
-        return cls(addresses, like.new_zeros(*addresses.shape, width), first)
+        table = cls(addresses, like.new_zeros(*addresses.shape, width), first, Slots(first, *[first] * 3))
+        return table.read(torch.full_like(first, NONE))[2]  # of no context: to write there changes nothing
 
-    def slots(self, address_BHL: Tensor) -> Tensor:
-        """Where an address belongs, (B H L,)."""
-        return (self.first + address_BHL % (len(self.addresses) // self.first.numel())).flatten()
+    def read(self, address_BHL: Tensor) -> tuple[Tensor, Tensor, Table]:
+        """Entries (B H, C, W) of an address's slots, which of them are its own (B H, C), and the table to write to."""
+        num_slots, groups = len(self.addresses) // self.first.numel(), self.first.size(0) * self.first.size(1)
+        index_N = (self.first + address_BHL % num_slots).view(-1)
+        addresses_NK, entries_NKW = self.addresses.index_select(0, index_N), self.entries.index_select(0, index_N)
+        address_N1 = address_BHL.int().reshape(-1, 1)
+        own = (addresses_NK == address_N1).view(groups, -1)
+        last = Slots(index_N, address_N1, addresses_NK, entries_NKW)
+        return entries_NKW.view(groups, -1, self.entries.size(2)), own, self._replace(last=last)
 
-    def write(self, address_BHL: Tensor, entry_BHW: Tensor) -> Table:
-        """Put an entry in front of its slots; the table given must not be used any more."""
-        slot_N, (B, H, L) = self.slots(address_BHL), address_BHL.shape
-        address_N1, entry_BHLW = address_BHL.reshape(-1, 1).int(), entry_BHW.unsqueeze(2).expand(B, H, L, -1)
-        if self.addresses.size(1) > 1:
-            kept = self.addresses.index_select(0, slot_N)[:, :-1]
-            address_N1 = torch.cat((address_N1, kept), 1)
-            entry_N1W = entry_BHLW.reshape(len(slot_N), 1, -1)
-            entry_BHLW = torch.cat((entry_N1W, self.entries.index_select(0, slot_N)[:, :-1]), 1)
-        self.addresses.index_copy_(0, slot_N, address_N1)
-        self.entries.index_copy_(0, slot_N, entry_BHLW.reshape(len(slot_N), *self.entries.shape[1:]))
+    def write(self, entry_BHW: Tensor) -> Table:
+        """Put an entry of the contexts looked up last in front of their slots; the table given is used up."""
+        last = self.last
+        entry_N1W = entry_BHW.unsqueeze(2).expand(-1, -1, self.first.size(2), -1).reshape(len(last.place), 1, -1)
+        self.addresses.index_copy_(0, last.place, torch.cat((last.address, last.addresses[:, :-1]), 1))
+        self.entries.index_copy_(0, last.place, torch.cat((entry_N1W, last.entries[:, :-1]), 1))
         return self
-
-    def read(self, address_BHL: Tensor) -> tuple[Tensor, Tensor]:
-        """Entries (B H, C, W) of an address's slots, and which of them are the address's own (B H, C)."""
-        slot_N, (B, H, _) = self.slots(address_BHL), address_BHL.shape
-        own_NK = self.addresses.index_select(0, slot_N) == address_BHL.reshape(-1, 1)
-        return self.entries.index_select(0, slot_N).view(B * H, -1, self.entries.size(2)), own_NK.view(B * H, -1)
 
 
 class Log(NamedTuple):
     """All positions so far, in the place of a table with any number of slots; a token costs O(T) comparisons.
 
-    addresses (B, capacity, H, L), entries (B, capacity, H, W), of which `length` are filled; capacity doubles.
+    addresses (B, capacity, H, L), entries (B, capacity, H, W), of which `length` are filled; capacity doubles. last:
+    the addresses that were looked up last, (B, H, L).
     """
 
     addresses: Tensor
     entries: Tensor
+    last: Tensor
     length: int
     num_matches: int
 
@@ -88,36 +99,37 @@ class Log(NamedTuple):
         B, H, L = shape
         capacity = cls.capacity(0, num_matches)
         addresses = torch.full((B, capacity, H, L), NONE, dtype=torch.int32, device=like.device)
-        return cls(addresses, like.new_zeros(B, capacity, H, width), 0, num_matches)
+        return cls(addresses, like.new_zeros(B, capacity, H, width), addresses[:, 0], 0, num_matches)
 
-    def write(self, address_BHL: Tensor, entry_BHW: Tensor) -> Log:
-        """The log with one more position; the one given must not be used any more."""
+    def write(self, entry_BHW: Tensor) -> Log:
+        """The log with an entry of the contexts looked up last; the one given is used up."""
         addresses, entries = self.addresses, self.entries
         if self.length == addresses.size(1):
             addresses = torch.cat((addresses, torch.full_like(addresses, NONE)), 1)
             entries = torch.cat((entries, torch.zeros_like(entries)), 1)
-        addresses[:, self.length], entries[:, self.length] = address_BHL.int(), entry_BHW
-        return Log(addresses, entries, self.length + 1, self.num_matches)
+        addresses[:, self.length], entries[:, self.length] = self.last, entry_BHW
+        return self._replace(addresses=addresses, entries=entries, length=self.length + 1)
 
-    def read(self, address_BHL: Tensor) -> tuple[Tensor, Tensor]:
-        """The latest entries (B H, C, W) of an address, and which of them there are (B H, C)."""
+    def read(self, address_BHL: Tensor) -> tuple[Tensor, Tensor, Log]:
+        """The latest entries (B H, C, W) of an address, which of them there are (B H, C), and the log to write to."""
         same = self.addresses == address_BHL.unsqueeze(1)
         position_P111 = torch.arange(self.addresses.size(1), device=same.device).view(-1, 1, 1)
         latest_BCHL = torch.where(same, position_P111, NONE).topk(self.num_matches, 1).values
         latest_GC = latest_BCHL.permute(0, 2, 3, 1).flatten(2).flatten(0, 1)
         index = latest_GC.clamp(min=0).unsqueeze(-1).expand(-1, -1, self.entries.size(-1))
-        return self.entries.transpose(1, 2).flatten(0, 1).gather(1, index), latest_GC >= 0
+        entries_GCW = self.entries.transpose(1, 2).flatten(0, 1).gather(1, index)
+        return entries_GCW, latest_GC >= 0, self._replace(last=address_BHL.int())
 
 
 class MemoryState(NamedTuple):
     """What a memory keeps of the past.
 
-    The last inputs (B, R, D), and symbols, latest first (B, S, H); the contexts of the previous position, whose
-    successor has not come yet, by address (B, H, L) and code (B, H, E); and what was stored of all before.
+    The last inputs (B, R, D), how much of each the trajectory takes (R, D), and the last symbols, latest first (B, S,
+    H); the code (B, H, E) of the previous position, whose successor has not come yet; and what was stored before.
     """
 
     inputs: Tensor
+    taps: Tensor
     symbols: Tensor
-    address: Tensor
     code: Tensor
     store: Table | Log
