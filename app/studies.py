@@ -1,0 +1,163 @@
+"""Studies: many runs under one plan, each an ordinary `fit` with its own record, gathered in one `study.json`.
+
+The file is the compact form from which every report is made, and which can be kept when the runs are thrown away: the
+command and the options, and for each run its name, labels, `fit` options and the record without what reports do not
+read. It is written whole or not at all, after every run.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from callbacks.checkpoints import save_atomically
+from callbacks.records import finite, read_record
+
+FORMAT = 1
+STUDY_FILE = "study.json"
+MAX_POINTS = 60  # training points kept of a run's history; validations are all kept
+KEPT = (
+    "format", "model", "model_options", "data", "data_options", "optim", "seed", "max_steps", "versions", "device",
+    "processes", "precision", "step", "tokens", "flops", "seconds", "parameters", "status", "growth_events", "final",
+    "test",
+)  # fmt: skip
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One run of a study.
+
+    Attributes:
+        name: Its folder below the study's; two runs of equal names are the same run.
+        labels: What tables group by, such as model, task, size and seed.
+        options: Of `fit`, without --run_dir.
+        test: Whether to measure the end of the run on the test split, too.
+    """
+
+    name: str
+    labels: dict[str, Any]
+    options: list[str]
+    test: bool = True
+
+
+@dataclass(frozen=True)
+class StudiedRun:
+    """A run of which there is a record."""
+
+    name: str
+    labels: dict[str, Any]
+    record: Record
+
+
+@dataclass
+class Study:
+    """A plan and the records of what is done of it.
+
+    Attributes:
+        verb: What made it, such as `compare`.
+        command: The whole command line, beside which its numbers can be printed.
+        options: The verb's options, which decide the plan.
+        plan: The runs.
+        records: Records of finished runs, by name.
+        findings: What the verb concluded, as JSON has it.
+    """
+
+    verb: str
+    command: str
+    options: dict[str, Any]
+    plan: list[Planned]
+    records: dict[str, Record] = field(default_factory=dict)
+    findings: dict[str, Any] = field(default_factory=dict)
+
+    def runs(self, **labels: Any) -> list[StudiedRun]:
+        """The finished runs, in the order of the plan, that carry these labels."""
+        return [
+            StudiedRun(run.name, run.labels, self.records[run.name])
+            for run in self.plan
+            if run.name in self.records and all(run.labels.get(k) == v for k, v in labels.items())
+        ]
+
+    def save(self, folder: Path) -> None:
+        """Write `study.json` into the folder."""
+        plain = {"format": FORMAT, "verb": self.verb, "command": self.command, "options": self.options}
+        runs = [asdict(run) | {"record": self.records.get(run.name)} for run in self.plan]
+        text = json.dumps(finite(plain | {"findings": self.findings, "runs": runs}), default=str, allow_nan=False)
+        text = text.replace('{"name": ', '\n{"name": ')  # a line a run
+        save_atomically(lambda temporary: temporary.write_text(text + "\n", encoding="utf-8"), folder / STUDY_FILE)
+
+
+def command_line() -> str:
+    """The command that runs, as a user types it."""
+    return " ".join(["python -m app", *sys.argv[1:]])
+
+
+def compact(record: Record) -> Record:
+    """What reports read of a record: without its command, and with at most `MAX_POINTS` points of the training."""
+    validated = [point for point in record["history"] if any(key.startswith("val/") for key in point)]
+    trained = [point for point in record["history"] if "train/loss" in point]
+    trained = trained[:: max(1, -(-len(trained) // MAX_POINTS))]
+    history = sorted(validated + trained, key=lambda point: point["step"])
+    return {key: record[key] for key in KEPT if key in record} | {"history": history}
+
+
+def read_study(path: Path) -> Study:
+    """The study in a file; ValueError says what is wrong with it."""
+    try:
+        plain = json.loads(path.read_text(encoding="utf-8"))
+        if plain["format"] != FORMAT:
+            raise ValueError(f"it is of format {plain['format']}, not {FORMAT}")
+        plan = [Planned(**{key: run[key] for key in ("name", "labels", "options", "test")}) for run in plain["runs"]]
+        records = {run["name"]: run["record"] for run in plain["runs"] if run["record"]}
+        return Study(plain["verb"], plain["command"], plain["options"], plan, records, plain["findings"])
+    except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} cannot be read as a study: {describe(error)}") from error
+
+
+def describe(error: Exception) -> str:
+    """An exception in words."""
+    return f"{error} is missing" if isinstance(error, KeyError) else " ".join(str(error).split())
+
+
+@dataclass
+class Gathered:
+    """Runs that were found, and a line for each that could not be used."""
+
+    runs: list[StudiedRun] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+
+
+def gather(paths: Sequence[Path]) -> Gathered:
+    """The runs in run folders, in folders of run folders (at any depth), and in study files.
+
+    What is damaged or of another format is skipped, and named. ValueError if a path does not exist.
+    """
+    found = Gathered()
+    for path in paths:
+        if not path.exists():
+            raise ValueError(f"RUNS {path} does not exist; name a run folder, a folder of them, or a study.json")
+        for file in records_in(path):
+            try:
+                found.runs += runs_of(file)
+            except ValueError as error:
+                found.skipped.append(str(error))
+    return found
+
+
+def records_in(path: Path) -> Iterator[Path]:
+    """The record of a run folder, every record below another folder, or the file itself."""
+    if path.is_file():
+        yield path
+    else:
+        yield from sorted(path.rglob("record.json"))
+
+
+def runs_of(file: Path) -> list[StudiedRun]:
+    """The runs in one file, a record or a study."""
+    if file.name == "record.json":
+        return [StudiedRun(str(file.parent), {}, read_record(file))]
+    return read_study(file).runs()
