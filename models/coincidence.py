@@ -38,10 +38,17 @@ class Links(NamedTuple):
     later: Tensor
 
 
-def symbol_addresses(code: Tensor) -> Tensor:
-    """The address of the one symbol whose bits are the signs of a code: (..., E) -> (...), never zero."""
-    bit_E = 1 << torch.arange(code.size(-1), device=code.device)
-    return ((code > 0) * bit_E).sum(-1).add_(1).mul_(MIXER).remainder_(PRIME)
+def bit_values(bits: int) -> Tensor:
+    """What each bit of a symbol adds to its address: 2^e MIXER modulo the prime, (E,)."""
+    return torch.tensor([(MIXER << e) % PRIME for e in range(bits)])
+
+
+def symbol_addresses(code: Tensor, bit_E: Tensor) -> Tensor:
+    """The address of the one symbol whose bits are the signs of a code: (..., E), values (E,) -> (...), never zero.
+
+    It is (1 + symbol) MIXER modulo the prime.
+    """
+    return ((code > 0) * bit_E).sum(-1).add_(MIXER).remainder_(PRIME)
 
 
 def joined(recent_BTH: Tensor, num_recent: int, before_BTH: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ of a head, N = B T H places.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -38,6 +39,7 @@ from models.coincidence import (
     MAX_BITS,
     PRIME,
     Links,
+    bit_values,
     coincidences,
     context_addresses,
     last_addresses,
@@ -87,6 +89,7 @@ class TrajectoryMemory(nn.Module):
         num_doublings: The trajectory spans two to this power positions.
     """
 
+    bit: Tensor
     power: Tensor
     last: Tensor
 
@@ -110,6 +113,7 @@ class TrajectoryMemory(nn.Module):
         self.out = nn.Linear(d_model, d_model, bias=False)
         self.select = nn.Linear(d_model, num_heads * (1 + len(spans) * num_matches))
         self.reactivation = nn.Parameter(torch.empty(num_heads, 1))
+        self.register_buffer("bit", bit_values(bits), persistent=False)
         self.register_buffer("power", powers(max(spans)).unsqueeze(1), persistent=False)
         self.register_buffer("last", torch.tensor(spans) - 1, persistent=False)
         self.init_weights()
@@ -147,14 +151,17 @@ class TrajectoryMemory(nn.Module):
 
         Select reads a vector of length 1: were it longer, steps of Muon would make the scores wander.
         """
-        scale = self.d_model**-0.5
-        score: Tensor = torch.addmm(self.select.bias, rms_norm(z_ND), self.select.weight.mT, alpha=scale)
-        return score
+        return cast(Tensor, self.select(F.normalize(z_ND, dim=-1)))
+
+    def preference(self) -> tuple[Tensor, Tensor]:
+        """Select's matrix (D, H C) and bias (H C,) for the scores over that of nothing."""
+        weight, bias = (part.unflatten(0, (self.num_heads, -1)) for part in (self.select.weight, self.select.bias))
+        return (weight[:, 1:] - weight[:, :1]).flatten(0, 1).mT.contiguous(), (bias[:, 1:] - bias[:, :1]).flatten()
 
     def links(self, code_BTHE: Tensor, score_NC: Tensor) -> tuple[Links, Tensor]:
         """All candidates and their scores, in training with the random position, (N, 1 + C) or (N, 2 + C)."""
         B, T, H, _ = code_BTHE.shape
-        address_BTHL = context_addresses(symbol_addresses(code_BTHE), self.spans)
+        address_BTHL = context_addresses(symbol_addresses(code_BTHE, self.bit), self.spans)
         found = coincidences(address_BTHL, self.num_slots, self.num_matches)
         if not self.training:
             return found, score_NC
@@ -170,14 +177,13 @@ class TrajectoryMemory(nn.Module):
             score_NC, value_NV = (x.to(code_NE.dtype).reshape(len(code_NE), -1) for x in (score, x_BTD))
             links, score_NC = self.links(code_BTHE.detach(), score_NC)
             y_NV = recall(score_NC, code_NE, value_NV, links, self.num_heads, COHERENCE)
-        y_BTD: Tensor = y_NV.view_as(x_BTD).to(x_BTD.dtype)
-        return y_BTD
+        return y_NV.view_as(x_BTD).to(x_BTD.dtype)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """Normalised (B, T, D) -> (B, T, D)."""
         z_BTD = trajectory(x_BTD, self.lags)
-        y_BTD: Tensor = self.out(self.recall(x_BTD, self.codes(x_BTD), self.scores(z_BTD.flatten(0, 1))))
-        return y_BTD + (z_BTD - x_BTD)
+        y_BTD = self.recall(x_BTD, self.codes(x_BTD), self.scores(z_BTD.flatten(0, 1)))
+        return cast(Tensor, self.out(y_BTD)) + (z_BTD - x_BTD)
 
     def init_state(self, batch_size: int) -> MemoryState:
         """Nothing has been read."""
@@ -190,6 +196,7 @@ class TrajectoryMemory(nn.Module):
         return MemoryState(
             weight.new_zeros(batch_size, 2 ** len(self.lags) - 1, self.d_model),
             trajectory_taps(self.lags, weight.new_ones(1, self.d_model)),
+            self.preference(),
             torch.zeros(batch_size, max(self.spans), self.num_heads, dtype=torch.int64, device=weight.device),
             like.new_zeros(batch_size, self.num_heads, self.bits),
             store,
@@ -200,16 +207,15 @@ class TrajectoryMemory(nn.Module):
         B, H, E = len(x_BD), self.num_heads, self.bits
         inputs_BRD = torch.cat((state.inputs, x_BD.unsqueeze(1)), 1)
         z_BD, code_BHE = (inputs_BRD * state.taps).sum(1), self.codes(x_BD)
-        score_G1C = self.scores(z_BD).to(code_BHE.dtype).view(B * H, 1, -1)  # G = B H
-        symbols_BSH = torch.cat((symbol_addresses(code_BHE).unsqueeze(1), state.symbols[:, :-1]), 1)
+        symbols_BSH = torch.cat((symbol_addresses(code_BHE, self.bit).unsqueeze(1), state.symbols[:, :-1]), 1)
         store = state.store.write(torch.cat((state.code, x_BD.view(B, H, -1)), -1))
-        entry_GCW, exists_GC, store = store.read(last_addresses(symbols_BSH, self.power, self.last).mT)
-        code_BHE, entry_GCE, entry_GCV = code_BHE.tanh(), entry_GCW[..., :E], entry_GCW[..., E:]
-        excess_GC1 = (score_G1C[..., 1:] - score_G1C[..., :1]).mT
-        excess_GC1 = torch.baddbmm(excess_GC1, entry_GCE, code_BHE.view(B * H, E, 1), alpha=COHERENCE / E)
-        weight_GC = recall_weights(excess_GC1.squeeze(2), exists_GC)
-        y_BD = torch.bmm(weight_GC.unsqueeze(1), entry_GCV).view(B, -1)
-        next_state = MemoryState(inputs_BRD[:, 1:], state.taps, symbols_BSH, code_BHE, store)
+        entry_GCW, exists_GC, store = store.read(last_addresses(symbols_BSH, self.power, self.last).mT)  # G = B H
+        code_BHE, (weight, bias) = code_BHE.tanh(), state.preference
+        excess_GC1 = torch.addmm(bias, F.normalize(z_BD, dim=-1), weight).to(code_BHE.dtype).view(B * H, -1, 1)
+        agreement = (entry_GCW[..., :E], code_BHE.view(B * H, E, 1))
+        weight_GC = recall_weights(torch.baddbmm(excess_GC1, *agreement, alpha=COHERENCE / E).squeeze(2), exists_GC)
+        y_BD = torch.bmm(weight_GC.unsqueeze(1), entry_GCW[..., E:]).view(B, -1)
+        next_state = MemoryState(inputs_BRD[:, 1:], state.taps, state.preference, symbols_BSH, code_BHE, store)
         return self.out(y_BD.to(x_BD.dtype)) + (z_BD - x_BD), next_state
 
     def flops_per_token(self) -> int:
@@ -253,10 +259,7 @@ def check_memory(
 class Block(nn.Module):
     """(B, T, D) -> (B, T, D): trajectory memory and a feed-forward network, each added to its input.
 
-    Args:
-        memory: The mixer.
-        ffn_width: Hidden width of the feed-forward network.
-        num_layers: Blocks in the model, whose outputs add up.
+    `ffn_width` is the network's hidden width, `num_layers` counts the model's blocks, whose outputs add up.
     """
 
     def __init__(self, memory: TrajectoryMemory, ffn_width: int, num_layers: int) -> None:
@@ -273,8 +276,7 @@ class Block(nn.Module):
 
     def feed_forward(self, x: Tensor) -> Tensor:
         """Squared-ReLU network of the normalised (..., D), added to it."""
-        y: Tensor = self.down(F.relu(self.up(rms_norm(x))).square())
-        return x + y
+        return x + cast(Tensor, self.down(F.relu(self.up(rms_norm(x))).square()))
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, D)."""

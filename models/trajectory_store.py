@@ -22,54 +22,61 @@ NONE = -1  # the address of no context
 
 
 class Slots(NamedTuple):
-    """The slots of the addresses that were looked up last, and what they keep.
+    """The slots of the addresses that were looked up last, and what they keep: an address is written as a number is.
 
-    place (N,), N = B H L; address (N, 1); addresses (N, K); entries (N, K, W).
+    place (N,), N = B H L; address (B, H, L, 1); rows (B, H, L, K (1 + W)).
     """
 
     place: Tensor
     address: Tensor
-    addresses: Tensor
-    entries: Tensor
+    rows: Tensor
 
 
 class Table(NamedTuple):
     """Slots of a fixed number that keep the latest K positions each; written in place.
 
-    addresses: of the contexts, -1 where empty, (B H L M, K). entries: code at the context and value at its successor,
-    (B H L M, K, W). first: where the slots of a head and span begin, (B, H, L). last: the slots looked up last.
+    rows: of each position the address of its context, -1 where empty, as the bits of a floating-point number, the code
+    there and the value at the successor, (B H L M, K (1 + W)): what is read together lies together. first: where the
+    slots of a head and span begin, (B, H, L). num_slots: M. last: the slots looked up last.
     """
 
-    addresses: Tensor
-    entries: Tensor
+    rows: Tensor
     first: Tensor
+    num_slots: int
+    num_matches: int
     last: Slots
 
     @classmethod
     def empty(cls, shape: tuple[int, int, int], num_slots: int, num_matches: int, width: int, like: Tensor) -> Table:
         """A table without positions; shape (B, H, L)."""
         first = num_slots * torch.arange(math.prod(shape), device=like.device).view(shape)
-        addresses = torch.full((first.numel() * num_slots, num_matches), NONE, dtype=torch.int32, device=like.device)
-        table = cls(addresses, like.new_zeros(*addresses.shape, width), first, Slots(first, *[first] * 3))
+        rows = like.new_zeros(first.numel() * num_slots, num_matches, 1 + width)
+        rows.view(integers(like))[..., 0] = NONE
+        table = cls(rows.flatten(1), first, num_slots, num_matches, Slots(first, first, first))
         return table.read(torch.full_like(first, NONE))[2]  # of no context: to write there changes nothing
 
     def read(self, address_BHL: Tensor) -> tuple[Tensor, Tensor, Table]:
         """Entries (B H, C, W) of an address's slots, which of them are its own (B H, C), and the table to write to."""
-        num_slots, groups = len(self.addresses) // self.first.numel(), self.first.size(0) * self.first.size(1)
-        index_N = (self.first + address_BHL % num_slots).view(-1)
-        addresses_NK, entries_NKW = self.addresses.index_select(0, index_N), self.entries.index_select(0, index_N)
-        address_N1 = address_BHL.int().reshape(-1, 1)
-        own = (addresses_NK == address_N1).view(groups, -1)
-        last = Slots(index_N, address_N1, addresses_NK, entries_NKW)
-        return entries_NKW.view(groups, -1, self.entries.size(2)), own, self._replace(last=last)
+        B, H, L = self.first.shape
+        place_N = (self.first + address_BHL % self.num_slots).view(-1)
+        rows_NX, number_BHL1 = self.rows.index_select(0, place_N), address_BHL.to(integers(self.rows)).unsqueeze(-1)
+        entry_GCX = rows_NX.view(B * H, L * self.num_matches, -1)
+        own = rows_NX.view(number_BHL1.dtype).view(B, H, L, self.num_matches, -1)[..., 0] == number_BHL1
+        last = Slots(place_N, number_BHL1.contiguous().view(self.rows.dtype), rows_NX.view(B, H, L, -1))
+        return entry_GCX[..., 1:], own.view(B * H, -1), self._replace(last=last)
 
     def write(self, entry_BHW: Tensor) -> Table:
         """Put an entry of the contexts looked up last in front of their slots; the table given is used up."""
-        last = self.last
-        entry_N1W = entry_BHW.unsqueeze(2).expand(-1, -1, self.first.size(2), -1).reshape(len(last.place), 1, -1)
-        self.addresses.index_copy_(0, last.place, torch.cat((last.address, last.addresses[:, :-1]), 1))
-        self.entries.index_copy_(0, last.place, torch.cat((entry_N1W, last.entries[:, :-1]), 1))
+        place_N, address_BHL1, rows_BHLX = self.last
+        entry_BHLW = entry_BHW.unsqueeze(2).expand(-1, -1, address_BHL1.size(2), -1)
+        kept = rows_BHLX[..., : (self.num_matches - 1) * (1 + entry_BHW.size(-1))]
+        self.rows.index_copy_(0, place_N, torch.cat((address_BHL1, entry_BHLW, kept), -1).flatten(0, 2))
         return self
+
+
+def integers(like: Tensor) -> torch.dtype:
+    """Integers as wide as the numbers of a tensor, in which an address has room."""
+    return torch.int64 if like.dtype.itemsize == 8 else torch.int32
 
 
 class Log(NamedTuple):
@@ -124,12 +131,14 @@ class Log(NamedTuple):
 class MemoryState(NamedTuple):
     """What a memory keeps of the past.
 
-    The last inputs (B, R, D), how much of each the trajectory takes (R, D), and the last symbols, latest first (B, S,
-    H); the code (B, H, E) of the previous position, whose successor has not come yet; and what was stored before.
+    The last inputs (B, R, D), how much of each the trajectory takes (R, D), how select weighs it, (D, H C) and (H C,),
+    and the last symbols, latest first (B, S, H); the code (B, H, E) of the previous position, whose successor has not
+    come yet; and what was stored before.
     """
 
     inputs: Tensor
     taps: Tensor
+    preference: tuple[Tensor, Tensor]
     symbols: Tensor
     code: Tensor
     store: Table | Log

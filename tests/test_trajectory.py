@@ -9,6 +9,7 @@ from models import TrajectoryLM
 from models.coincidence import (
     PRIME,
     Links,
+    bit_values,
     coincidences,
     coincidences_reference,
     context_addresses,
@@ -25,7 +26,7 @@ SPANS = (1, 2, 3, 5, 8)
 def addresses(symbols_BTH, spans=SPANS):
     """Contexts of given symbols, as if the symbols had 20 bits."""
     bits = symbols_BTH.unsqueeze(-1) >> torch.arange(20) & 1
-    return context_addresses(symbol_addresses(bits.double() - 0.5), spans)
+    return context_addresses(symbol_addresses(bits.double() - 0.5, bit_values(bits.size(-1))), spans)
 
 
 def memory(d_model=8, num_heads=2, **options):
