@@ -2,7 +2,8 @@
 
 lr(step) = learning_rate * lr_scale(step), where the scale warms up linearly and then follows a cosine (Loshchilov &
 Hutter, arXiv 1608.03983), stays and decays linearly (warm-up-stable-decay, arXiv 2404.06395), or stays constant.
-Decoupled weight decay (arXiv 1711.05101) touches matrices only: never norms, biases, or embeddings.
+Decoupled weight decay (arXiv 1711.05101) touches matrices only: never norms, biases, or embeddings. At each restart all
+of the schedule begins anew (the idea of SGDR, arXiv 1608.03983, at steps of one's choice).
 
 Muon orthogonalises the momentum of each hidden matrix (Jordan et al. 2024, kellerjordan.github.io/posts/muon), while
 embeddings, head and vectors stay with AdamW; to Lightning the two are one optimizer.
@@ -11,8 +12,10 @@ embeddings, head and vectors stay with AdamW; to Lightning the two are one optim
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -49,6 +52,7 @@ class Optim:
         warmup_steps: Optimizer steps of linear warm-up.
         min_lr_ratio: Where cosine and wsd end, as a part of the peak.
         decay_ratio: Part of all steps in which wsd decays.
+        restart_steps: Optimizer steps before which warm-up and schedule begin anew, each running whole to the next.
     """
 
     optimizer: Algorithm = "adamw"
@@ -67,6 +71,7 @@ class Optim:
     warmup_steps: int = 50
     min_lr_ratio: float = 0.1
     decay_ratio: float = 0.2
+    restart_steps: list[int] | None = None
 
     def __post_init__(self) -> None:
         """Raise ValueError naming the first option outside its range."""
@@ -81,6 +86,7 @@ class Optim:
             "warmup_steps": self.warmup_steps >= 0,
             "min_lr_ratio": 0 <= self.min_lr_ratio <= 1,
             "decay_ratio": 0 < self.decay_ratio <= 1,
+            "restart_steps": all(earlier < later for earlier, later in pairwise([0, *(self.restart_steps or [])])),
         }
         for name, is_good in good.items():
             if not is_good:
@@ -109,9 +115,21 @@ def wsd(progress: float, floor: float, decay_ratio: float) -> float:
     return 1 - (1 - floor) * max(0.0, (progress - (1 - decay_ratio)) / decay_ratio)
 
 
+def segment(step: int, total_steps: int, restarts: list[int]) -> tuple[int, int]:
+    """Steps at which the part of the schedule that has `step` begins and ends; ValueError if one would not begin."""
+    if restarts and restarts[-1] >= total_steps:
+        raise ValueError(
+            f"--optim.restart_steps {restarts} must lie below the {total_steps} steps of the run (--trainer.max_steps)"
+        )
+    begun = bisect_right(restarts, step)
+    edges = [0, *restarts, total_steps]
+    return edges[begun], edges[begun + 1]
+
+
 def lr_scale(step: int, total_steps: int, optim: Optim) -> float:
     """Factor on the peak learning rate at optimizer step `step` (0 is the first) of `total_steps`."""
-    warmup = optim.warmup_steps
+    begin, end = segment(step, total_steps, optim.restart_steps or [])
+    step, total_steps, warmup = step - begin, end - begin, optim.warmup_steps
     if step < warmup:
         return (step + 1) / warmup
     progress = min(1.0, (step - warmup) / max(1, total_steps - warmup))

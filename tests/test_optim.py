@@ -1,6 +1,7 @@
 """The recipe: groups, schedules, and Muon beside AdamW as one optimizer."""
 
 import copy
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -115,8 +116,36 @@ def test_momentum_warms_up_from_below():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"eps": 0.0}, {"momentum": 1.0}, {"momentum_warmup_steps": -1}, {"head_learning_rate": 0.0}]
+    "wrong",
+    [
+        {"eps": 0.0},
+        {"momentum": 1.0},
+        {"momentum_warmup_steps": -1},
+        {"head_learning_rate": 0.0},
+        {"restart_steps": [0]},
+        {"restart_steps": [5, 5]},
+        {"restart_steps": [5, 4]},
+    ],
 )
 def test_recipes_out_of_range_are_refused(wrong):
     with pytest.raises(ValueError, match=f"--optim.{next(iter(wrong))}"):
         Optim(**wrong)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "wsd", "constant"])
+def test_a_restarted_schedule_is_whole_schedules_one_after_the_other(schedule):
+    optim = Optim(schedule=schedule, warmup_steps=3, restart_steps=[10, 30])
+    one = Optim(schedule=schedule, warmup_steps=3)
+    expected = [lr_scale(step, length, one) for length in (10, 20, 15) for step in range(length)]
+    assert [lr_scale(step, 45, optim) for step in range(45)] == expected
+    assert lr_scale(45, 45, optim) == lr_scale(15, 15, one)  # what a scheduler asks for after the last step
+
+
+def test_a_restart_that_would_never_come_is_refused():
+    with pytest.raises(ValueError, match="--optim.restart_steps .* must lie below the 30 steps"):
+        lr_scale(0, 30, Optim(restart_steps=[10, 30]))
+
+
+def test_a_recipe_saved_before_there_were_restarts_still_loads():
+    saved = {name: value for name, value in asdict(Optim()).items() if name != "restart_steps"}
+    assert Optim(**saved) == Optim()
