@@ -23,13 +23,15 @@ FUNCTION_VERBS = {
     "generate": "write text with a checkpoint, as a stream",
     "bench": "measure speed, as ratios of things timed in turn",
     "scorecard": "measure models by nine requirements, against the one-layer Transformer",
+    "scaling": "fit scaling laws to finished runs, with intervals and forecasts",
+    "growth-study": "compare recipes of growth with training from scratch at equal total FLOPs",
     "demo": "train, grow and read a small TokenFormer on real text, in minutes",
 }
 
 
 def overview() -> str:
     """The text of `python -m app --help`."""
-    verbs = "\n".join(f"  {verb:<10}{line}" for verb, line in (LIGHTNING_VERBS | FUNCTION_VERBS).items())
+    verbs = "\n".join(f"  {verb:<14}{line}" for verb, line in (LIGHTNING_VERBS | FUNCTION_VERBS).items())
     return (
         "usage: python -m app VERB [options]\n\n"
         "Greenhouse grows small language models with alternatives to attention.\n\n"
@@ -45,7 +47,8 @@ def run(verb: str, args: list[str]) -> int:
             print(importlib.import_module("app.help").fit_help(verb))
             return 0
         return int(importlib.import_module("app.cli").run(verb, args))
-    function = getattr(importlib.import_module(f"app.{verb}"), verb)
+    name = verb.replace("-", "_")
+    function = getattr(importlib.import_module(f"app.{name}"), name)
     return int(importlib.import_module("app.parsing").call(function, verb, args) or 0)
 
 

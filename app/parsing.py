@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
 from jsonargparse import ArgumentParser
 
@@ -146,8 +146,33 @@ def split_groups(args: Sequence[str], groups: Collection[str]) -> tuple[list[str
     return others, {group: tuple(options) for group, options in found.items()}
 
 
+def positional_first(args: Sequence[str]) -> list[str]:
+    """The arguments with those that belong to no option in front; every option has a value."""
+    names: list[str] = []
+    options: list[str] = []
+    rest = iter(args)
+    for arg in rest:
+        if not arg.startswith("-"):
+            names.append(arg)
+        elif "=" in arg or arg in ("-h", "--help"):
+            options.append(arg)
+        else:
+            options += [arg, *([value] if (value := next(rest, None)) is not None else [])]
+    return names + options
+
+
+def with_values(args: Sequence[str], flags: Collection[str]) -> list[str]:
+    """The arguments with `--flag` as `--flag=true` where no value follows."""
+    follows = [*args[1:], ""]
+    bare = [arg in flags and value not in ("true", "false") for arg, value in zip(args, follows, strict=True)]
+    return [f"{arg}=true" if is_bare else arg for arg, is_bare in zip(args, bare, strict=True)]
+
+
 def call(function: Callable[..., int | None], verb: str, args: list[str]) -> int | None:
-    """Call a typed function with options from the command line; its docstring is the help."""
+    """Call a typed function with options from the command line; its docstring is the help.
+
+    A first parameter that is a list takes any number of arguments, such as RUNS…
+    """
     description = (function.__doc__ or "").split("\n\n")[0]
     parser = Parser(prog=f"python -m app {verb}", description=description, allow_abbrev=False)
     parameters = inspect.signature(function).parameters
@@ -155,8 +180,15 @@ def call(function: Callable[..., int | None], verb: str, args: list[str]) -> int
     texts = documented(inspect.getdoc(function) or "") if groups else {}
     for name in named(groups):
         parser.add_argument(f"--{name}", type=str, default=groups[name].value, help=texts.get(name))
-    names = parser.add_function_arguments(function, as_group=False, as_positional=True, skip=set(groups))
+    args = with_values(args, [f"--{name}" for name, p in parameters.items() if isinstance(p.default, bool)])
     first = next(iter(parameters.values()), None)
+    kind = first and get_type_hints(function)[first.name]
+    skip = set(groups)
+    if first is not None and get_origin(kind) is list and first.default is first.empty:
+        text = documented(inspect.getdoc(function) or "")[first.name]
+        parser.add_argument(first.name, nargs="*", type=get_args(kind)[0], help=text)
+        skip, args = skip | {first.name}, positional_first(args)
+    names = parser.add_function_arguments(function, as_group=False, as_positional=True, skip=skip)
     can_be_left_out = first is not None and first.default is not first.empty and first.kind is not first.KEYWORD_ONLY
     if can_be_left_out and args and not args[0].startswith("-"):
         args = [f"--{first.name}", *args]  # jsonargparse has no positional argument that can be left out
@@ -167,7 +199,7 @@ def call(function: Callable[..., int | None], verb: str, args: list[str]) -> int
     with explained(f"{parser.prog} --help"):
         config: Any = parser.parse_args(args)
     values = {name: Group(config[name] if name in named(groups) else None, options[name]) for name in groups}
-    return function(**{name: config[name] for name in names}, **values)
+    return function(**{name: config[name] for name in names + sorted(skip - set(groups))}, **values)
 
 
 def named(groups: dict[str, Group]) -> list[str]:

@@ -2,7 +2,7 @@
 
 The file is the compact form from which every report is made, and which can be kept when the runs are thrown away: the
 command and the options, and for each run its name, labels, `fit` options and the record without what reports do not
-read. It is written whole or not at all, after every run.
+read. It is written whole or not at all, after every run. What needs PyTorch is imported by the functions that use it.
 """
 
 from __future__ import annotations
@@ -13,9 +13,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
-
-from callbacks.checkpoints import save_atomically
-from callbacks.records import finite, read_record
 
 FORMAT = 1
 STUDY_FILE = "study.json"
@@ -84,6 +81,9 @@ class Study:
 
     def save(self, folder: Path) -> None:
         """Write `study.json` into the folder."""
+        from callbacks.checkpoints import save_atomically
+        from callbacks.records import finite
+
         plain = {"format": FORMAT, "verb": self.verb, "command": self.command, "options": self.options}
         runs = [asdict(run) | {"record": self.records.get(run.name)} for run in self.plan]
         text = json.dumps(finite(plain | {"findings": self.findings, "runs": runs}), default=str, allow_nan=False)
@@ -158,6 +158,8 @@ def records_in(path: Path) -> Iterator[Path]:
 
 def runs_of(file: Path) -> list[StudiedRun]:
     """The runs in one file, a record or a study."""
+    from callbacks.records import read_record
+
     if file.name == "record.json":
         return [StudiedRun(str(file.parent), {}, read_record(file))]
     return read_study(file).runs()

@@ -225,10 +225,11 @@ class TrajectoryMemory(nn.Module):
         return 2 * weights + 2 * candidates * (self.num_heads * self.bits + self.d_model)
 
     def state_bytes(self, seq_len: int) -> int:
-        """The table, whatever the length, or the log, and the last inputs, symbols and context."""
+        """The table, whatever the length, or the log; the last inputs, symbols and context; select's differences."""
         H, L, item = self.num_heads, len(self.spans), self.out.weight.element_size()
         wide = accumulation_dtype(self.out.weight.dtype).itemsize
         recent: int = item * (2 ** (len(self.lags) + 1) - 1) * self.d_model
+        recent += item * H * L * self.num_matches * (self.d_model + 1)
         recent += H * (8 * max(self.spans) + wide * self.bits)
         entry: int = wide * (self.bits + self.d_model // H)
         if self.num_slots is None:

@@ -1,5 +1,6 @@
 """The command line as a user calls it: help, configuration, run folders, checkpoints, and one line for each mistake."""
 
+import importlib
 import inspect
 import json
 import os
@@ -120,7 +121,7 @@ def test_the_overview_has_a_line_for_every_verb(line):
     code, out, err = call(line)
     assert (code, err) == (0, "")
     for verb, text in (LIGHTNING_VERBS | FUNCTION_VERBS).items():
-        assert f"  {verb:<10}{text}\n" in out
+        assert f"  {verb:<14}{text}\n" in out
 
 
 @pytest.mark.parametrize("verb", LIGHTNING_VERBS)
@@ -162,8 +163,9 @@ def test_help_names_the_choices_of_an_option():
 def test_help_of_a_function_lists_its_arguments(verb):
     code, out, err = call(f"{verb} --help")
     assert (code, err) == (0, "")
-    module = __import__(f"app.{verb}", fromlist=[verb])
-    for name, parameter in inspect.signature(getattr(module, verb)).parameters.items():
+    name = verb.replace("-", "_")
+    function = getattr(importlib.import_module(f"app.{name}"), name)
+    for name, parameter in inspect.signature(function).parameters.items():
         required = parameter.default is inspect.Parameter.empty
         assert (f"  {name} " if required else f"--{name}") in out
 

@@ -1,5 +1,6 @@
 """README.md is true: its commands run, its options and files exist, its tables list what there is."""
 
+import importlib
 import inspect
 import os
 import re
@@ -106,8 +107,12 @@ def known_options() -> set[str]:
     """Every option of every verb, without dashes."""
     listed = set(re.findall(r"^  --([\w.]+)", fit_help("fit"), re.M))
     listed |= {f"trainer.{name}" for name in inspect.signature(L.Trainer).parameters}
-    functions = [getattr(__import__(f"app.{verb}", fromlist=[verb]), verb) for verb in FUNCTION_VERBS]
-    return listed | {name for function in functions for name in inspect.signature(function).parameters}
+    return listed | {name for verb in FUNCTION_VERBS for name in inspect.signature(function_of(verb)).parameters}
+
+
+def function_of(verb):
+    name = verb.replace("-", "_")
+    return getattr(importlib.import_module(f"app.{name}"), name)
 
 
 def our_text() -> str:
@@ -127,7 +132,7 @@ def test_every_option_exists():
 
 
 def test_every_verb_model_and_task_in_a_command_exists():
-    for verb in re.findall(r"-m app (\w+)", README):
+    for verb in re.findall(r"-m app (\w[\w-]*)", README):
         assert verb in LIGHTNING_VERBS | FUNCTION_VERBS
     for name in re.findall(r"--model (\w+)", README):
         assert hasattr(models, name) or name == "RunningMean"
@@ -137,7 +142,7 @@ def test_every_verb_model_and_task_in_a_command_exists():
 
 def test_every_option_and_its_value_in_a_function_verb_belongs_to_that_verb():
     for verb, line in re.findall(rf"-m app ({'|'.join(FUNCTION_VERBS)})\b(.*)", our_text()):
-        function = getattr(__import__(f"app.{verb}", fromlist=[verb]), verb)
+        function = function_of(verb)
         assert set(OPTION.findall(line)) <= {*inspect.signature(function).parameters, "help"}
 
 
@@ -160,7 +165,7 @@ def test_growth_policies_and_their_defaults_are_those_of_the_code():
 def first_column(heading: str) -> set[str]:
     """Names in the first column of the table with this heading."""
     (table,) = re.findall(rf"^\| {heading} \|.*\n\|[-|]+\n((?:\|.*\n)+)", README, re.M)
-    return {name for row in table.splitlines() for name in re.findall(r"`(\w+)`", row.split("|")[1])}
+    return {name for row in table.splitlines() for name in re.findall(r"`([\w-]+)`", row.split("|")[1])}
 
 
 def test_tables_list_what_there_is():

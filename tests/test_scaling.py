@@ -199,7 +199,7 @@ def test_ends_of_the_search_range_are_not_printed_as_values():
 
 def test_the_largest_size_is_predicted_by_the_others():
     n, d = factorial(N, D, seeds=2)
-    y = loss(n, d) + noise(len(n), 0.005)
+    y = loss(n, d) + noise(len(n), 0.005, seed=1)
     forecast = left_out({"N": n, "D": d}, y, resamples=200, level=0.99)
     assert forecast.sizes == {"N": pytest.approx(N[-1]), "D": pytest.approx(D[-1])}
     assert forecast.runs == 2
