@@ -183,4 +183,3 @@ def report(study: Study, found: Sequence[Finding], folder: Path, console: Consol
     show(found, console)
     write_text(folder / "growth_study.md", markdown(study, found))
     write_text(folder / "growth_study.csv", runs_csv(study))
-    console.print(f"results in {folder}", highlight=False)

@@ -6,28 +6,23 @@ for the loss at which a grown run ends. What is needed of PyTorch is imported by
 
 from __future__ import annotations
 
-import inspect
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from app.growth_recipes import GROUPS, RECIPES, Scale, plan_corpus
-from app.parsing import Group, Parser, explained, nearest
+from app.parsing import Group, nearest
+from app.planning import OURS, at_least_one, chosen_seeds, conduct, parsed, unique
 from app.studies import Planned, Study, command_line
 
 HELP = "python -m app growth-study --help"
-WIDTH = 160  # of what is printed where no terminal says how wide it is
 CORPORA = ("tiny-shakespeare", "python-stdlib")
 NONE = Group()
 MODEL = {"d_model": 64, "num_heads": 4, "rope_base": 100.0, "num_param_tokens": 128, "num_ffn_param_tokens": 512}
 DATA = {"seq_len": 128, "batch_size": 16}
 OPTIM = {"learning_rate": 1e-2, "weight_decay": 0.0, "warmup_steps": 50}
-OURS = (  # of --trainer.*
-    "max_steps", "max_epochs", "min_steps", "min_epochs", "max_time", "val_check_interval", "check_val_every_n_epoch",
-    "limit_val_batches", "limit_test_batches", "callbacks", "fast_dev_run", "overfit_batches", "default_root_dir",
-)  # fmt: skip
+OURS_HERE = {*OURS, "limit_val_batches", "limit_test_batches"}
 
 
 def growth_study(
@@ -78,34 +73,23 @@ def growth_study(
         {"model": model, "data": data, "optim": optim, "trainer": trainer}, steps, first_fraction,
         scratch_budgets or [0.5, 0.7, 1.0, 1.4], rewarm_steps, (validations, val_batches, test_batches),
     )  # fmt: skip
-    at_least_one(workers=1 if workers is None else workers)
     plan = whole_plan(scale, unique("corpora", corpora or CORPORA), chosen_seeds(seeds or [1, 2, 3]), chosen(recipes))
     options = {"scale": asdict(scale), "corpora": corpora, "seeds": seeds, "recipes": recipes}
-    return conduct(Study("growth-study", command_line(), options, plan), out, workers, print_commands)
+    study = Study("growth-study", command_line(), options, plan)
+    return conduct(study, out, workers, print_commands, conclude)
+
+
+def conclude(study: Study, out: Path, console: Any) -> None:
+    """Find out what the runs say, and report it."""
+    from app.growth_findings import findings, plain
+    from app.growth_report import report
+
+    found = findings(study)
+    study.findings = {"rows": plain(found)}
+    report(study, found, out, console)
 
 
 # Options --------------------------------------------------------------------------------------------------------------
-
-
-def at_least_one(**values: int) -> None:
-    """Raise ValueError naming the first option below 1."""
-    for name, value in values.items():
-        if value < 1:
-            raise ValueError(f"--{name} is {value}; it must be at least 1")
-
-
-def unique(option: str, values: Sequence[Any]) -> list[Any]:
-    """The values; ValueError if one stands twice."""
-    if len(set(values)) < len(values):
-        raise ValueError(f"--{option} {list(values)} names one twice")
-    return list(values)
-
-
-def chosen_seeds(seeds: Sequence[int]) -> list[int]:
-    """The seeds; ValueError for one that no run takes."""
-    if wrong := [seed for seed in seeds if not 0 <= seed < 2**32]:
-        raise ValueError(f"--seeds {wrong[0]} is not between 0 and 2^32 - 1")
-    return unique("seeds", seeds)
 
 
 def chosen(recipes: Sequence[str] | None) -> list[str]:
@@ -114,21 +98,6 @@ def chosen(recipes: Sequence[str] | None) -> list[str]:
         if name not in RECIPES:
             raise ValueError(f"--recipes {name}: no such recipe{nearest(name, RECIPES)} they are {', '.join(RECIPES)}")
     return unique("recipes", recipes or list(RECIPES))
-
-
-def parsed(kind: Callable[..., Any], prefix: str, defaults: Mapping[str, Any], group: Group, ours: set[str]) -> Any:
-    """What differs from a constructor's own defaults: `defaults`, and what was typed. UsageError if it will not do."""
-    parser = Parser(allow_abbrev=False)
-    parser.add_class_arguments(kind, prefix, skip=ours)
-    parser.set_defaults({f"{prefix}.{name}": value for name, value in defaults.items()})
-    for option in group.options:
-        name = option.partition("=")[0]
-        if name.removeprefix(f"--{prefix}.").partition(".")[0].removesuffix("+") in ours:
-            raise ValueError(f"{name} is given by the study's own options; leave it out")
-    with explained(HELP):
-        values = parser.parse_args(list(group.options))[prefix].as_dict()
-    own = inspect.signature(kind).parameters
-    return {k: value for k, value in values.items() if k in defaults or value != own[k].default}
 
 
 def checked_scale(
@@ -149,10 +118,10 @@ def checked_scale(
         raise ValueError(f"--first_fraction is {first_fraction}; it must be between 0 and 1")
     if min(budgets) <= 0 or 1 not in budgets:
         raise ValueError(f"--scratch_budgets {list(budgets)} must be above 0 and hold 1, the budget of the grown runs")
-    model = parsed(TokenFormer, "model", MODEL, groups["model"], {"vocab_size"})
-    data = parsed(CharText, "data", DATA, groups["data"], {"corpus", "seed"})
-    optim = parsed(Optim, "optim", OPTIM, groups["optim"], {"restart_steps"})
-    parsed(Trainer, "trainer", {}, groups["trainer"], set(OURS))
+    model = parsed(TokenFormer, "model", MODEL, groups["model"], {"vocab_size"}, HELP)
+    data = parsed(CharText, "data", DATA, groups["data"], {"corpus", "seed"}, HELP)
+    optim = parsed(Optim, "optim", OPTIM, groups["optim"], {"restart_steps"}, HELP)
+    parsed(Trainer, "trainer", {}, groups["trainer"], OURS_HERE, HELP)
     TokenFormer(vocab_size=2, **model)
     Optim(**optim)
     first = {group: max(1, round(first_fraction * model[group])) for group in GROUPS}
@@ -178,34 +147,3 @@ def whole_plan(scale: Scale, corpora: Sequence[str], seeds: Sequence[int], names
             raise ValueError(str(error).replace("--data.corpus", "--corpora")) from error
         plan += plan_corpus(scale, corpus, label, vocab_size, seeds, names)
     return plan
-
-
-# Runs -----------------------------------------------------------------------------------------------------------------
-
-
-def conduct(study: Study, out: Path, workers: int | None, print_commands: bool) -> int:
-    """Carry the study out, or print its commands; returns the exit code."""
-    from rich.console import Console
-
-    from app.growth_findings import findings, plain
-    from app.growth_report import report
-    from app.launching import alone, default_workers, execute, plain_commands, resumed, stopped_by_sigterm
-
-    if print_commands:
-        print(plain_commands(study.plan, out))
-        return 0
-    console = Console(width=None if sys.stdout.isatty() else WIDTH)
-
-    def tell(line: str) -> None:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
-
-    with alone(out), stopped_by_sigterm():
-        resumed(study, out)
-        failures = execute(study, study.plan, out, workers or default_workers(), tell)
-        found = findings(study)
-        study.findings = {"rows": plain(found)}
-        study.save(out)
-        report(study, found, out, console)
-    for line in failures:
-        print(f"error: {line}", file=sys.stderr)
-    return 1 if failures else 0

@@ -171,7 +171,10 @@ def stopped_by_sigterm() -> Iterator[None]:
 
 
 def resumed(study: Study, folder: Path) -> Study:
-    """The study with the records of what an earlier call has done; ValueError if that was of other options."""
+    """The study with the records of what is done of its plan, by an earlier call or by the commands one by one.
+
+    ValueError if the folder is of another study, or a run has other options there.
+    """
     if (folder / STUDY_FILE).exists():
         earlier = read_study(folder / STUDY_FILE)
         planned = {run.name: run.options for run in earlier.plan}
@@ -184,6 +187,9 @@ def resumed(study: Study, folder: Path) -> Study:
                     "; name another folder, or give the options that it was begun with"
                 )
         study.records |= {run.name: earlier.records[run.name] for run in study.plan if run.name in earlier.records}
+    for run in study.plan:
+        if run.name not in study.records and is_done(run, folder / run.name):
+            study.records[run.name] = compact(read_record(folder / run.name / "record.json"))
     return study
 
 

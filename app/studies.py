@@ -16,11 +16,15 @@ from typing import Any
 
 FORMAT = 1
 STUDY_FILE = "study.json"
-MAX_POINTS = 60  # training points kept of a run's history; validations are all kept
+MAX_POINTS = 30  # training points kept of a run's history; validations are all kept
+DIGITS = 7  # kept of a number
 KEPT = (
     "format", "model", "model_options", "data", "data_options", "optim", "seed", "max_steps", "versions", "device",
     "processes", "precision", "step", "tokens", "flops", "seconds", "parameters", "status", "growth_events", "final",
     "test",
+)  # fmt: skip
+KEPT_OF_A_POINT = (
+    "step", "tokens", "flops", "seconds", "parameters", "train/loss", "val/loss", "val/bits_per_char", "val/accuracy",
 )  # fmt: skip
 Record = dict[str, Any]
 
@@ -101,8 +105,21 @@ def compact(record: Record) -> Record:
     validated = [point for point in record["history"] if any(key.startswith("val/") for key in point)]
     trained = [point for point in record["history"] if "train/loss" in point]
     trained = trained[:: max(1, -(-len(trained) // MAX_POINTS))]
-    history = sorted(validated + trained, key=lambda point: point["step"])
-    return {key: record[key] for key in KEPT if key in record} | {"history": history}
+    history = [
+        {key: point[key] for key in KEPT_OF_A_POINT if key in point}
+        for point in sorted(validated + trained, key=lambda point: point["step"])
+    ]
+    short: Record = rounded({key: record[key] for key in KEPT if key in record} | {"history": history})
+    return short
+
+
+def rounded(value: Any) -> Any:
+    """A plain value with `DIGITS` digits of every number that is not whole."""
+    if isinstance(value, dict):
+        return {key: rounded(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [rounded(item) for item in value]
+    return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value
 
 
 def read_study(path: Path) -> Study:
@@ -149,17 +166,23 @@ def gather(paths: Sequence[Path]) -> Gathered:
 
 
 def records_in(path: Path) -> Iterator[Path]:
-    """The record of a run folder, every record below another folder, or the file itself."""
+    """The file itself; of a folder its study, its record, or else those of all folders below."""
     if path.is_file():
         yield path
-    else:
-        yield from sorted(path.rglob("record.json"))
+        return
+    for name in (STUDY_FILE, "record.json"):
+        if (path / name).exists():
+            yield path / name
+            return
+    for folder in sorted(child for child in path.iterdir() if child.is_dir()):
+        yield from records_in(folder)
 
 
 def runs_of(file: Path) -> list[StudiedRun]:
-    """The runs in one file, a record or a study."""
+    """The runs in one file, a record or a study; of a study that has chosen among its runs, the chosen ones."""
     from callbacks.records import read_record
 
     if file.name == "record.json":
         return [StudiedRun(str(file.parent), {}, read_record(file))]
-    return read_study(file).runs()
+    study = read_study(file)
+    return [run for run in study.runs() if run.name in study.findings.get("chosen", study.records)]
