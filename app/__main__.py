@@ -26,6 +26,7 @@ FUNCTION_VERBS = {
     "compare": "train models on tasks under one budget: mean and spread over seeds",
     "scaling": "fit scaling laws to finished runs, with intervals and forecasts",
     "growth-study": "compare recipes of growth with training from scratch at equal total FLOPs",
+    "report": "write Markdown with figures from studies",
     "demo": "train, grow and read a small TokenFormer on real text, in minutes",
 }
 

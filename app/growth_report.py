@@ -101,6 +101,41 @@ def answer(corpus: str, found: Sequence[Finding]) -> str:
     )
 
 
+def headline(found: Sequence[Finding]) -> str:
+    """The answer to the question of the study, over all corpora: growth by zero keys, and the best other recipe."""
+    exact = [f for f in found if f.recipe == "exact" and f.difference]
+    if not exact:
+        return "Whether growing pays is not known: no grown run can be compared with training from scratch yet."
+    verdicts = [f.verdict for f in found if f.is_grown and f.difference]
+    better, worse, total = verdicts.count("better"), verdicts.count("worse"), len(verdicts)
+    if better:
+        says = f"Growing step by step can pay: it ends better in {better} of {total} comparisons, worse in {worse}"
+    elif worse:
+        says = (
+            f"Growing step by step does not pay here: it ends better in none of {total} comparisons, worse in {worse}"
+        )
+    else:
+        says = f"Whether growing step by step pays is not decided by {total} comparisons"
+    parts = []
+    for f in exact:
+        rivals = [g for g in found if g.corpus == f.corpus and g.is_grown and g.difference]
+        best = min(rivals, key=lambda g: g.difference.value if g.difference else 0)
+        shown = [f] if best is f else [f, best]
+        parts.append(f"on {f.corpus} " + ", ".join(against_scratch(g, g is best) for g in shown))
+    return (
+        f"**{says}, against training from scratch at the same total FLOPs.** In bits per character (lower is better), "
+        f"{'; '.join(parts)}."
+    )
+
+
+def against_scratch(found: Finding, is_best: bool) -> str:
+    """A recipe's difference from training from scratch, in words."""
+    assert found.difference is not None
+    name = f"{found.recipe}, the best recipe," if is_best else found.recipe
+    saved = f" (compute saved at equal loss {percentages(found.saved)}, negative is lost)" if found.saved else ""
+    return f"{name} ends {signed(found.difference)} from scratch{saved}"
+
+
 def jump_lines(found: Sequence[Finding]) -> list[str]:
     """Whether exact growth is exact, and how far the published code's is from it."""
     lines = []
@@ -139,15 +174,20 @@ def legend() -> list[str]:
 # Output ---------------------------------------------------------------------------------------------------------------
 
 
-def markdown(study: Study, found: Sequence[Finding]) -> str:
-    """The whole report."""
-    parts = ["# Growth study", f"`{study.command}`"]
+def tables(found: Sequence[Finding], heading: str) -> list[str]:
+    """A heading, a table and what it says for each corpus, then the legend: paragraphs of Markdown."""
+    parts = []
     for corpus, group in groupby(found, attrgetter("corpus")):
         rows = list(group)
-        lines = [COLUMNS, ["---"] * len(COLUMNS), *(row(f) for f in rows)]
+        lines = [COLUMNS, [":--", *["--:"] * (len(COLUMNS) - 1)], *(row(f) for f in rows)]
         table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-        parts += [f"## {corpus}", table, answer(corpus, rows), *jump_lines(rows)]
-    return "\n\n".join([*parts, LEGEND, "\n".join(f"- {line}" for line in legend())]) + "\n"
+        parts += [f"{heading} {corpus}", table, answer(corpus, rows), *jump_lines(rows)]
+    return [*parts, LEGEND, "\n".join(f"- {line}" for line in legend())]
+
+
+def markdown(study: Study, found: Sequence[Finding]) -> str:
+    """The whole report."""
+    return "\n\n".join(["# Growth study", headline(found), f"`{study.command}`", *tables(found, "##")]) + "\n"
 
 
 def show(found: Sequence[Finding], console: Console) -> None:

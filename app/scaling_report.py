@@ -43,14 +43,19 @@ def table(found: Survey, level: float) -> Table:
 
 def markdown(surveys: Sequence[Survey], about: dict[str, Any]) -> str:
     """The same for a file, with the figure, and what was skipped."""
-    lines = [f"# Scaling of {about['metric']}", "", "![the laws](scaling.png)"]
-    for found in surveys:
-        lines += ["", f"## {found.model}, {len(found.points)} runs", ""]
-        lines += [f"| | value | {about['intervals']:.0%} interval |", "| :-- | --: | :-- |"]
-        lines += [f"| {' | '.join(cell.strip() for cell in row)} |" for rows in rows_of(found) for row in rows]
+    parts = [f"# Scaling of {about['metric']}", "![the laws](scaling.png)", *markdown_of(surveys, about["intervals"])]
     if about["skipped"]:
-        lines += ["", "Skipped:", "", *(f"- {line}" for line in about["skipped"])]
-    return "\n".join(lines) + "\n"
+        parts += ["Skipped:", "\n".join(f"- {line}" for line in about["skipped"])]
+    return "\n\n".join(parts) + "\n"
+
+
+def markdown_of(surveys: Sequence[Survey], level: float) -> Iterator[str]:
+    """A heading and a table for each model, as paragraphs."""
+    for found in surveys:
+        rows = [row for rows in rows_of(found) for row in rows]
+        lines = [("", "value", f"{level:.0%} interval"), (":--", "--:", ":--"), *rows]
+        yield f"### {found.model}, {len(found.points)} runs"
+        yield "\n".join(f"| {' | '.join(cell.strip() for cell in line)} |" for line in lines)
 
 
 # Figure ---------------------------------------------------------------------------------------------------------------

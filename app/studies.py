@@ -135,6 +135,11 @@ def read_study(path: Path) -> Study:
         raise ValueError(f"{path} cannot be read as a study: {describe(error)}") from error
 
 
+def study_file(path: Path) -> Path:
+    """The study's file in a folder, or the path itself."""
+    return path / STUDY_FILE if path.is_dir() else path
+
+
 def describe(error: Exception) -> str:
     """An exception in words."""
     return f"{error} is missing" if isinstance(error, KeyError) else " ".join(str(error).split())
