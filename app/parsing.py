@@ -163,7 +163,7 @@ def positional_first(args: Sequence[str]) -> list[str]:
 
 def with_values(args: Sequence[str], flags: Collection[str]) -> list[str]:
     """The arguments with `--flag` as `--flag=true` where no value follows."""
-    follows = [*args[1:], ""]
+    follows = [*args[1:], ""][: len(args)]
     bare = [arg in flags and value not in ("true", "false") for arg, value in zip(args, follows, strict=True)]
     return [f"{arg}=true" if is_bare else arg for arg, is_bare in zip(args, bare, strict=True)]
 

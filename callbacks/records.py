@@ -200,17 +200,18 @@ class Record(L.Callback):
         save_atomically(lambda temporary: temporary.write_text(text, encoding="utf-8"), self.path(trainer))
 
     def _log_hyper_parameters(self, trainer: L.Trainer) -> None:
-        """The options once a run folder, and hp/*, the final validation, each time: for TensorBoard's HParams tab."""
+        """The options once a run folder, and hp/*, what it cost and gave, each time: for TensorBoard's HParams tab."""
         quality = {f"hp/{name}": value for name, value in under(self.record["final"], "val").items() if "/" not in name}
         if not isinstance(trainer.logger, TensorBoardLogger) or not quality:
             return
+        quality |= {f"hp/{name}": float(self.record[name]) for name in ("parameters", "tokens", "flops", "seconds")}
         if self.record["hparams_logged"]:
             trainer.logger.log_metrics(quality, trainer.global_step)
             return
         options = {f"model.{k}": v for k, v in self.record["model_options"].items()}
         options |= {f"data.{k}": v for k, v in self.record["data_options"].items()}
         options |= {f"optim.{k}": v for k, v in self.record["optim"].items()}
-        columns = {"model": self.record["model"], "seed": self.record["seed"], "parameters": self.record["parameters"]}
+        columns = {"model": self.record["model"], "data": self.record["data"], "seed": self.record["seed"]}
         scalars = {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in (columns | options).items()}
         trainer.logger.log_hyperparams(scalars, quality, trainer.global_step)
         self.record["hparams_logged"] = True

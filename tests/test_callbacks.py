@@ -161,24 +161,30 @@ def test_curves_against_tokens_and_flops_have_the_model_s_own_counts(tmp_path):
 @pytest.mark.parametrize("stop", [3, 5, 6])
 def test_interrupted_and_resumed_curves_equal_uninterrupted_ones(tmp_path, stop):
     """Steps after the checkpoint are lost by a crash; a signal saves first. Both leave one whole curve."""
-    fit(tmp_path / "whole", *watching(), Checkpoints(every_n_steps=3))
+    growth = {"steps": [5], "num_param_tokens": [12]}
+    fit(tmp_path / "whole", *watching(), Growth(**growth), Checkpoints(every_n_steps=3))
     folder = tmp_path / "halves"
     with pytest.raises((RunStopped, RuntimeError)):
         fit(
             folder,
             *watching(),
+            Growth(**growth),
             Checkpoints(every_n_steps=3),
             StopAt(stop, RuntimeError("crash") if stop % 2 == 0 else None),
         )
     time.sleep(1)  # TensorBoard reads event files by name, which is the second they were begun in
     last = folder / "checkpoints" / "last.ckpt"
     at = torch.load(last, weights_only=True)["global_step"]
-    fit(folder, *watching(), Checkpoints(every_n_steps=3), ckpt_path=str(last), resumed_at=at)
+    fit(folder, *watching(), Growth(**growth), Checkpoints(every_n_steps=3), ckpt_path=str(last), resumed_at=at)
     for axis in sorted(path.name for path in (tmp_path / "whole").glob("by_*")):
         whole, halves = (scalars(tmp_path / name / axis) for name in ("whole", "halves"))
         assert halves.keys() == whole.keys()
         for tag in whole:
-            assert halves[tag] == whole[tag], tag
+            if axis == "by_milliseconds":  # no two runs take the same time
+                assert [value for _, value in halves[tag]] == [value for _, value in whole[tag]], tag
+                assert sorted(halves[tag]) == halves[tag] or "growth" in tag
+            else:
+                assert halves[tag] == whole[tag], tag
     whole, halves = (read_record(tmp_path / name / "record.json") for name in ("whole", "halves"))
 
     def points(record):
@@ -187,6 +193,37 @@ def test_interrupted_and_resumed_curves_equal_uninterrupted_ones(tmp_path, stop)
     assert points(halves) == points(whole)
     assert halves["status"] == "finished"
     assert all(a["seconds"] <= b["seconds"] for a, b in pairwise(halves["history"]))
+
+
+def test_growth_is_a_stroke_in_the_curves_and_each_size_is_a_point(tmp_path):
+    model = make_model()
+    small = model.num_parameters()
+    fit(tmp_path, *watching(), Growth(steps=[5], num_param_tokens=[12]), model=model)
+    ((_, before), (_, after)) = scalars(tmp_path / "by_tokens")["scaling/val_loss_by_tokens"]
+    marks = scalars(tmp_path / "by_tokens")["scaling/growth_val_loss_by_tokens"]
+    assert [place for place, _ in marks] == [spent(5)] * 3
+    assert marks[0][1] == marks[2][1] == before < marks[1][1]
+    sizes = scalars(tmp_path / "by_parameters")
+    assert sizes["scaling/val_loss_by_parameters"] == [(small, before), (model.num_parameters(), after)]
+    assert not [tag for tag in sizes if "growth" in tag or "train" in tag]
+
+
+def test_growth_on_disk_is_marked_when_the_fit_goes_on(tmp_path):
+    from models.growth import grow_checkpoint
+
+    fit(tmp_path, *watching(), Checkpoints(), max_steps=4)
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    checkpoint, small = torch.load(last, weights_only=True), make_model().num_parameters()
+    model = make_model()
+    model.on_load_checkpoint(checkpoint)
+    model.load_state_dict(checkpoint["state_dict"])
+    grow_checkpoint(model, checkpoint, {"num_param_tokens": 12})
+    torch.save(checkpoint, tmp_path / "grown.ckpt")
+    model = make_model()
+    fit(tmp_path, *watching(), Checkpoints(), model=model, ckpt_path=str(tmp_path / "grown.ckpt"), resumed_at=4)
+    assert len(scalars(tmp_path / "by_tokens")["scaling/growth_val_loss_by_tokens"]) == 3
+    places = [place for place, _ in scalars(tmp_path / "by_parameters")["scaling/val_loss_by_parameters"]]
+    assert places == [small, model.num_parameters()]
 
 
 def test_points_reach_the_disk_before_a_checkpoint_does(tmp_path):
