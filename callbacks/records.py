@@ -29,6 +29,7 @@ from models.base import LanguageModel
 
 FORMAT = 1
 MAX_TRAINING_POINTS = 500
+COLUMNS = ("d_model", "data", "learning_rate", "model", "num_layers", "optimizer", "seed")  # that all models share
 INTERRUPTIONS = (RunStopped, KeyboardInterrupt, SystemExit)  # Lightning's SIGTERMException is a SystemExit
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -200,7 +201,7 @@ class Record(L.Callback):
         save_atomically(lambda temporary: temporary.write_text(text, encoding="utf-8"), self.path(trainer))
 
     def _log_hyper_parameters(self, trainer: L.Trainer) -> None:
-        """The options once a run folder, and hp/*, what it cost and gave, each time: for TensorBoard's HParams tab."""
+        """For TensorBoard's HParams: what all models share, once a run folder; costs and quality as hp/*, each time."""
         quality = {f"hp/{name}": value for name, value in under(self.record["final"], "val").items() if "/" not in name}
         if not isinstance(trainer.logger, TensorBoardLogger) or not quality:
             return
@@ -208,12 +209,9 @@ class Record(L.Callback):
         if self.record["hparams_logged"]:
             trainer.logger.log_metrics(quality, trainer.global_step)
             return
-        options = {f"model.{k}": v for k, v in self.record["model_options"].items()}
-        options |= {f"data.{k}": v for k, v in self.record["data_options"].items()}
-        options |= {f"optim.{k}": v for k, v in self.record["optim"].items()}
-        columns = {"model": self.record["model"], "data": self.record["data"], "seed": self.record["seed"]}
-        scalars = {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in (columns | options).items()}
-        trainer.logger.log_hyperparams(scalars, quality, trainer.global_step)
+        options = self.record["model_options"] | self.record["optim"] | self.record
+        columns = {name: options[name] for name in COLUMNS if name in options}
+        trainer.logger.log_hyperparams(columns, quality, trainer.global_step)
         self.record["hparams_logged"] = True
         self._save(trainer, self.record)
 

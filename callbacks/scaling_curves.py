@@ -132,8 +132,9 @@ class ScalingCurves(L.Callback):
             "megaflops": round(event["flops"] / MEGA),
             "milliseconds": round(1000 * find_throughput(trainer).seconds),
         }
-        for part in (0, STROKE, 0):
-            self._write({name: (1 + part) * value for name, value in values.items()}, place, "growth_")
+        for back, part in ((2, 0), (1, STROKE), (0, 0)):  # TensorBoard draws one point at a place
+            stroke = {name: (1 + part) * value for name, value in values.items()}
+            self._write(stroke, {axis: at - back for axis, at in place.items()}, "growth_")
         if self._last:
             self._write(self._last["values"], {"parameters": self._last["parameters"]})
 
