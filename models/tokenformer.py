@@ -31,7 +31,7 @@ from models.layers import (
     rotary_attention_step,
 )
 
-Normalization = Literal["l2_norm_gelu", "gelu_l2_norm", "softmax"]
+Normalization = Literal["l2_norm_gelu", "gelu_l2_norm", "softmax", "gelu"]
 EPS = 1e-12  # added to squared norms: scores that are all zero stay zero instead of NaN
 
 
@@ -79,7 +79,14 @@ def scaled_softmax(scores: Tensor, tau: Tensor) -> Tensor:
     return tau.to(scores.dtype).square() * scores.softmax(-1)
 
 
-NORMALIZATIONS = {"l2_norm_gelu": l2_norm_gelu, "gelu_l2_norm": gelu_l2_norm, "softmax": scaled_softmax}
+def gelu(scores: Tensor, tau: Tensor) -> Tensor:
+    """GELU(scores): no normalisation, so that each Pattention is a dense two-layer network that grows in width."""
+    return F.gelu(scores)
+
+
+NORMALIZATIONS = {
+    "l2_norm_gelu": l2_norm_gelu, "gelu_l2_norm": gelu_l2_norm, "softmax": scaled_softmax, "gelu": gelu,
+}  # fmt: skip
 
 
 class Pattention(nn.Module):
@@ -230,7 +237,7 @@ class TokenFormer(GrowableModel):
         rope_base: Base of the rotary positions' frequencies; a small one tells near positions apart better.
         num_param_tokens: Parameter tokens of each query, key, value and output projection.
         num_ffn_param_tokens: Parameter tokens of each feed-forward network.
-        normalization: Theta. `softmax` cannot grow exactly.
+        normalization: Theta; `softmax` cannot grow exactly, `gelu` alone makes dense networks of all projections.
         norm: Norm, without parameters, of what each part of a block reads: rms as the baseline's, layer as the paper's.
         tie_embeddings: Use the embedding's matrix as the head.
         dropout: Probability of dropping embedded features in training.

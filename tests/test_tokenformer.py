@@ -49,6 +49,7 @@ def test_pattention_is_attention_over_parameter_tokens(normalization):
         weights = {
             "l2_norm_gelu": lambda s: F.gelu(tau * s / s.norm()),
             "gelu_l2_norm": lambda s: tau * F.gelu(s) / F.gelu(s).norm(),
+            "gelu": F.gelu,
             "softmax": lambda s: 9 * s.exp() / s.exp().sum(),
         }[normalization](scores)
         expected = sum(w * value for w, value in zip(weights, layer.value_param_tokens, strict=True))
@@ -62,7 +63,7 @@ def relative_change(layer, size, init, tau):
     return ((layer(x) - before).norm() / before.norm()).item()
 
 
-@pytest.mark.parametrize("normalization", ["l2_norm_gelu", "gelu_l2_norm"])
+@pytest.mark.parametrize("normalization", ["l2_norm_gelu", "gelu_l2_norm", "gelu"])
 @given(n=st.integers(1, 40), extra=st.integers(1, 80), seed=st.integers(0, 99))
 @settings(max_examples=20)
 def test_zero_keys_with_frozen_tau_keep_the_function(normalization, n, extra, seed):
