@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from app.checkpoints import read_checkpoint
+from tests.test_callbacks import scalars
 from tests.test_resume import assert_equal, assert_same_run
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -65,6 +66,17 @@ def test_two_processes_are_within_rounding_of_one_at_the_same_global_batch(fit, 
     assert one["greenhouse"] == two["greenhouse"]  # tokens, FLOPs, lineage
     for name, value in one["state_dict"].items():
         torch.testing.assert_close(two["state_dict"][name], value, rtol=0, atol=1e-6)
+    assert_same_curves(fit.cwd / "one", fit.cwd / "two")
+
+
+def assert_same_curves(one, two):
+    """Tokens, FLOPs and parameters on the axes are those of all processes; each point is there once."""
+    for axis in ("by_tokens", "by_megaflops", "by_parameters"):
+        ours, theirs = scalars(one / axis), scalars(two / axis)
+        assert ours.keys() == theirs.keys() != set()
+        for tag, points in ours.items():
+            assert [place for place, _ in points] == [place for place, _ in theirs[tag]]
+            assert [value for _, value in points] == pytest.approx([value for _, value in theirs[tag]], abs=2e-5)
 
 
 @pytest.mark.parametrize("stop", [4, 6])
@@ -75,6 +87,7 @@ def test_one_process_is_told_to_stop_and_both_resume_bit_for_bit(fit, two_proces
     assert read_checkpoint(last(fit, f"cut{stop}"))["global_step"] == stop
     fit(DDP, ckpt=last(fit, f"cut{stop}"))
     assert_same_run(last(fit, f"cut{stop}"), two_processes)
+    assert_same_curves(fit.cwd / "two", fit.cwd / f"cut{stop}")
 
 
 def test_fsdp2_trains_as_one_process_and_says_why_it_cannot_grow(fit):
