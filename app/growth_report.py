@@ -101,21 +101,26 @@ def answer(corpus: str, found: Sequence[Finding]) -> str:
     )
 
 
-def headline(found: Sequence[Finding]) -> str:
+def subject(study: Study) -> str:
+    """What grows, in words."""
+    normalization = study.options["scale"]["model"].get("normalization")
+    return "TokenFormer" if normalization is None else f"TokenFormer with `--model.normalization {normalization}`"
+
+
+def headline(found: Sequence[Finding], grown: str) -> str:
     """The answer to the question of the study, over all corpora: growth by zero keys, and the best other recipe."""
     exact = [f for f in found if f.recipe == "exact" and f.difference]
     if not exact:
         return "Whether growing pays is not known: no grown run can be compared with training from scratch yet."
     verdicts = [f.verdict for f in found if f.is_grown and f.difference]
     better, worse, total = verdicts.count("better"), verdicts.count("worse"), len(verdicts)
+    growing = f"growing {grown} step by step"
     if better:
-        says = f"Growing step by step can pay: it ends better in {better} of {total} comparisons, worse in {worse}"
+        says = f"G{growing[1:]} can pay"
     elif worse:
-        says = (
-            f"Growing step by step does not pay here: it ends better in none of {total} comparisons, worse in {worse}"
-        )
+        says = f"G{growing[1:]} does not pay here"
     else:
-        says = f"Whether growing step by step pays is not decided by {total} comparisons"
+        says = f"Whether {growing} pays is not decided"
     parts = []
     for f in exact:
         rivals = [g for g in found if g.corpus == f.corpus and g.is_grown and g.difference]
@@ -123,7 +128,8 @@ def headline(found: Sequence[Finding]) -> str:
         shown = [f] if best is f else [f, best]
         parts.append(f"on {f.corpus} " + ", ".join(against_scratch(g, g is best) for g in shown))
     return (
-        f"**{says}, against training from scratch at the same total FLOPs.** In bits per character (lower is better), "
+        f"**{says}: against training from scratch at the same total FLOPs it ends better in {better} of {total} "
+        f"comparisons, worse in {worse}.** In bits per character (lower is better), "
         f"{'; '.join(parts)}."
     )
 
@@ -187,7 +193,10 @@ def tables(found: Sequence[Finding], heading: str) -> list[str]:
 
 def markdown(study: Study, found: Sequence[Finding]) -> str:
     """The whole report."""
-    return "\n\n".join(["# Growth study", headline(found), f"`{study.command}`", *tables(found, "##")]) + "\n"
+    return (
+        "\n\n".join(["# Growth study", headline(found, subject(study)), f"`{study.command}`", *tables(found, "##")])
+        + "\n"
+    )
 
 
 def show(found: Sequence[Finding], console: Console) -> None:

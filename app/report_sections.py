@@ -9,7 +9,7 @@ from operator import attrgetter
 
 from matplotlib.figure import Figure
 
-from app.compare_findings import QUALITIES, Row, chosen_runs
+from app.compare_findings import LABELS, QUALITIES, Row, chosen_runs
 from app.compare_findings import findings as comparison_of
 from app.compare_report import LEGEND as COMPARED
 from app.compare_report import markdown_table
@@ -17,7 +17,7 @@ from app.figures import LearningCurve, learning_figure
 from app.forecasts import Forecast
 from app.growth_findings import findings as growth_of
 from app.growth_recipes import SCRATCH, SMALL
-from app.growth_report import headline, tables
+from app.growth_report import headline, subject, tables
 from app.laws import Attempt, Survey, bounds, four, short, survey, unsure
 from app.points import by_model, collect
 from app.scaling_report import draw, markdown_of
@@ -62,12 +62,13 @@ def sections(name: str, study: Study) -> list[Section]:
     return list(kinds[study.verb](name, study)) if study.records else []
 
 
-def about(study: Study) -> str:
-    """How many runs there are, by what they were made, and how long they took."""
-    records = study.records.values()
+def about(study: Study, **labels: str) -> str:
+    """How many runs of these labels there are, by what they were made, and how long they took."""
+    records = [run.record for run in study.runs(**labels)]
+    planned = sum(all(run.labels[name] == label for name, label in labels.items()) for run in study.plan)
     by = sorted({f"{r['device']}, torch {r['versions']['torch']}, {r['precision']}" for r in records})
     hours = sum(record["seconds"] for record in records) / 3600
-    return f"{len(records)} of {len(study.plan)} runs, {hours:.1f} hours of training on {'; '.join(by)}."
+    return f"{len(records)} of {planned} runs, {hours:.1f} hours of training on {'; '.join(by)}."
 
 
 # Curves ---------------------------------------------------------------------------------------------------------------
@@ -98,54 +99,53 @@ def growth(name: str, study: Study) -> Iterator[Section]:
                 [c for c in curves if c], title=f"{corpus} (dotted: growth)",
                 x_label="training FLOPs, all stages", y_label="bits a character, validation",
             )  # fmt: skip
-    yield Section("Does growing pay?", study.command, about(study), tables(found, "###"), figures, headline(found))
+    title, answer = f"Does growing {subject(study)} pay?", headline(found, subject(study))
+    yield Section(title, study.command, about(study), tables(found, "###"), figures, answer)
 
 
 # Comparison -----------------------------------------------------------------------------------------------------------
 
 
 def comparison(name: str, study: Study) -> Iterator[Section]:
-    """Models on tasks; over several widths or budgets, their scaling laws."""
-    rows = comparison_of(study)
-    sizes = {(row.d_model if len(study.options["d_models"]) > 1 else 0, row.budget) for row in rows}
-    yield from scaling(name, study) if len(sizes) > 1 else side_by_side(name, study, rows)
+    """Models on tasks: the laws of a task that has bits per character at several sizes, else a table."""
+    for task, group in groupby(comparison_of(study), attrgetter("task")):
+        rows = list(group)
+        sizes = {(row.d_model, row.budget) for row in rows if row.model == rows[0].model}
+        surveys = surveys_of(study, task) if len(sizes) > 1 else []
+        yield scaling(name, study, task, surveys) if surveys else side_by_side(name, study, rows)
 
 
-def side_by_side(name: str, study: Study, rows: Sequence[Row]) -> Iterator[Section]:
-    """Tables of one size and budget."""
-    figures, paragraphs = {}, []
+def side_by_side(name: str, study: Study, rows: Sequence[Row]) -> Section:
+    """The table of one task, and the curves of its validations."""
+    task, quality, chosen = rows[0].task, rows[0].quality, set(chosen_runs(study))
+    curves = []
+    for row in rows:
+        runs = study.runs(**{label: getattr(row, label) for label in LABELS})
+        curves.append(curve(row.model, [r for r in runs if r.name in chosen], "tokens", f"val/{quality}"))
+    figures = {}
+    if any(curves):
+        figures[f"{name}-{task}.png"] = learning_figure(
+            [c for c in curves if c], title=task, x_label="training tokens",
+            y_label=f"{QUALITIES.get(quality, quality)}, validation",
+        )  # fmt: skip
+    paragraphs = [markdown_table(rows, rows[0].model), COMPARED]
+    return Section(f"Comparison: {task}", study.command, about(study, task=task), paragraphs, figures)
+
+
+def surveys_of(study: Study, task: str) -> list[Survey]:
+    """The laws of each model on a task, at the chosen learning rates; none where nothing is in bits per character."""
     chosen = set(chosen_runs(study))
-    for task, group in groupby(rows, attrgetter("task")):
-        own = list(group)
-        quality = own[0].quality
-        runs = [run for run in study.runs(task=task) if run.name in chosen]
-        curves = [curve(row.model, [r for r in runs if r.labels["model"] == row.model], "tokens", f"val/{quality}")
-                  for row in own]  # fmt: skip
-        if any(curves):
-            figures[f"{name}-{task}.png"] = learning_figure(
-                [c for c in curves if c], title=task, x_label="training tokens",
-                y_label=f"{QUALITIES.get(quality, quality)}, validation",
-            )  # fmt: skip
-        paragraphs += [f"### {task}", markdown_table(own, rows[0].model)]
-    yield Section(f"Comparison: {name}", study.command, about(study), [*paragraphs, COMPARED], figures)
+    gathered = Gathered([run for run in study.runs(task=task) if run.name in chosen])
+    points, _ = collect(gathered, METRIC)
+    return [survey(model, own, **FITS) for model, own in by_model(points).items()]
 
 
-def scaling(name: str, study: Study) -> Iterator[Section]:
-    """Laws of the chosen runs, for each task that has bits per character."""
-    chosen = set(chosen_runs(study))
-    for task in dict.fromkeys(run.labels["task"] for run in study.plan):
-        gathered = Gathered([run for run in study.runs(task=task) if run.name in chosen])
-        points, _ = collect(gathered, METRIC)
-        surveys = [survey(model, own, **FITS) for model, own in by_model(points).items()]
-        if not surveys:
-            continue
-        details = "\n\n".join(
-            ["<details><summary>All laws</summary>", *markdown_of(surveys, FITS["level"]), "</details>"]
-        )
-        paragraphs = [summary(surveys), LAWS.format(level=FITS["level"]), details]
-        yield Section(
-            f"Scaling: {task}", study.command, about(study), paragraphs, {f"{name}-{task}.png": draw(surveys, METRIC)}
-        )
+def scaling(name: str, study: Study, task: str, surveys: Sequence[Survey]) -> Section:
+    """The laws of a task's runs."""
+    laws = ["<details><summary>All laws</summary>", *markdown_of(surveys, FITS["level"]), "</details>"]
+    paragraphs = [summary(surveys), LAWS.format(level=FITS["level"]), *laws]
+    figures = {f"{name}-{task}.png": draw(surveys, METRIC)}
+    return Section(f"Scaling: {task}", study.command, about(study, task=task), paragraphs, figures)
 
 
 def summary(surveys: Sequence[Survey]) -> str:
