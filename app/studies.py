@@ -16,15 +16,14 @@ from typing import Any
 
 FORMAT = 1
 STUDY_FILE = "study.json"
-MAX_POINTS = 30  # training points kept of a run's history; validations are all kept
 DIGITS = 7  # kept of a number
 KEPT = (
     "format", "model", "model_options", "data", "data_options", "optim", "seed", "max_steps", "versions", "device",
     "processes", "precision", "step", "tokens", "flops", "seconds", "parameters", "status", "growth_events", "final",
     "test",
 )  # fmt: skip
-KEPT_OF_A_POINT = (
-    "step", "tokens", "flops", "seconds", "parameters", "train/loss", "val/loss", "val/bits_per_char", "val/accuracy",
+KEPT_OF_A_VALIDATION = (
+    "step", "tokens", "flops", "seconds", "parameters", "val/loss", "val/bits_per_char", "val/accuracy",
 )  # fmt: skip
 Record = dict[str, Any]
 
@@ -101,14 +100,9 @@ def command_line() -> str:
 
 
 def compact(record: Record) -> Record:
-    """What reports read of a record: without its command, and with at most `MAX_POINTS` points of the training."""
-    validated = [point for point in record["history"] if any(key.startswith("val/") for key in point)]
-    trained = [point for point in record["history"] if "train/loss" in point]
-    trained = trained[:: max(1, -(-len(trained) // MAX_POINTS))]
-    history = [
-        {key: point[key] for key in KEPT_OF_A_POINT if key in point}
-        for point in sorted(validated + trained, key=lambda point: point["step"])
-    ]
+    """What reports read of a record: without its command, and of its history the validations of the whole split."""
+    validations = (point for point in record["history"] if any(key.startswith("val/") for key in point))
+    history = [{key: point[key] for key in KEPT_OF_A_VALIDATION if key in point} for point in validations]
     short: Record = rounded({key: record[key] for key in KEPT if key in record} | {"history": history})
     return short
 
