@@ -17,7 +17,7 @@ def grow(
     num_ffn_param_tokens: int | None = None,
     factor: float | None = None,
     init: Literal["zero_keys", "zero_values", "random", "zeros"] = "zero_keys",
-    tau: Literal["frozen", "sqrt_n"] = "frozen",
+    tau: Literal["frozen", "ramped", "sqrt_n"] = "frozen",
     carry: Literal["per_row", "mean", "zeros", "reset"] = "per_row",
     rewarm_steps: int = 50,
 ) -> None:
@@ -30,7 +30,8 @@ def grow(
         num_ffn_param_tokens: New size of each feed-forward network.
         factor: New sizes as a multiple of the present ones, where no size is given.
         init: How new rows start; only zero_keys keeps the function and lets them learn.
-        tau: Whether the scale stays (frozen, exact) or becomes the root of the new size.
+        tau: Whether the scale stays (frozen, exact), rises within the re-warm to the root of the new size (ramped,
+            exact at the growth itself), or becomes that at once (sqrt_n).
         carry: What becomes of the optimizer's moments.
         rewarm_steps: Steps in which the new rows' learning rate rises to that of the others.
     """
@@ -38,14 +39,13 @@ def grow(
 
     from app.checkpoints import load_model, model_name, read_checkpoint
     from callbacks.checkpoints import save_atomically
-    from models.growth import GrowableModel, grow_checkpoint
+    from models.growth import GrowableModel, check_rewarm, grow_checkpoint
 
     if out_ckpt.exists():
         raise ValueError(f"OUT_CKPT {out_ckpt} exists; name a new file")
     if factor is not None and not 1 <= factor < math.inf:
         raise ValueError(f"--factor is {factor}; it must be a number of at least 1: growth only adds")
-    if rewarm_steps < 0:
-        raise ValueError(f"--rewarm_steps is {rewarm_steps}; it must be 0 (off) or more")
+    check_rewarm(rewarm_steps, tau)
     checkpoint = read_checkpoint(in_ckpt, "IN_CKPT")
     model = load_model(checkpoint)
     if not isinstance(model, GrowableModel):

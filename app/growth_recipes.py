@@ -51,6 +51,7 @@ RECIPES = {
     "dropped": Recipe("exact, but all optimizer state dropped at each growth", carry="reset"),
     "no_rewarm": Recipe("exact, but new rows at the full learning rate at once", rewarm=False),
     "restarted": Recipe("exact, but warm-up and schedule of the learning rate begin anew at each growth", restart=True),
+    "ramped": Recipe("exact, and tau then rises to sqrt n within the re-warm", tau="ramped"),
     "early": Recipe("exact, but growths at 15/30/45 %", shares=(0.15, 0.15, 0.15, 0.55)),
     "late": Recipe("exact, but growths at 55/70/85 %", shares=(0.55, 0.15, 0.15, 0.15)),
     "one_large": Recipe("exact, but one growth, at 50 %", shares=(0.5, 0.5)),

@@ -16,7 +16,7 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from callbacks.common import in_fit_validation
 from callbacks.console import say
-from models.growth import Carry, GrowableModel, Init, Sizes, TauPolicy, check_sizes
+from models.growth import Carry, GrowableModel, Init, Sizes, TauPolicy, check_rewarm, check_sizes
 
 GROUPS = ("num_param_tokens", "num_ffn_param_tokens")
 
@@ -30,7 +30,8 @@ class Growth(L.Callback):
         num_ffn_param_tokens: Sizes of the feed-forward networks, one for each step.
         factor: Sizes as multiples of the first size, one for each step, for groups whose sizes are not given.
         init: How new rows start; only zero_keys keeps the function and lets them learn.
-        tau: Whether the scale stays (frozen, exact) or becomes the root of the new size (sqrt_n, a jump).
+        tau: Whether the scale stays (frozen, exact), rises within the re-warm to the root of the new size (ramped,
+            exact at the growth itself), or becomes that at once (sqrt_n, a jump).
         carry: What becomes of the optimizer's moments: per_row corrects new rows for their age, mean starts their
             second moment at the old rows' mean, zeros pads, reset drops all state.
         rewarm_steps: Steps in which the new rows' learning rate rises to that of the others.
@@ -71,8 +72,7 @@ class Growth(L.Callback):
             raise ValueError(
                 "--growth.steps needs sizes: --growth.num_param_tokens, --growth.num_ffn_param_tokens, --growth.factor"
             )
-        if self.rewarm_steps < 0:
-            raise ValueError(f"--growth.rewarm_steps is {self.rewarm_steps}; it must be 0 (off) or more")
+        check_rewarm(self.rewarm_steps, self.tau, "--growth.")
 
     def target(self, first: Sizes, step: int) -> Sizes:
         """Sizes scheduled for `step`, given the first sizes."""

@@ -2,8 +2,9 @@
 
 A row with a zero key scores zero, passes GeLU as zero and adds nothing, while its random value gives the key a
 gradient: with the scale tau frozen the model is the same function after growth (TokenFormer, arXiv 2410.23168,
-section 3.3). The optimizer's moments move along, padded; until a new row's own moments have warmed up, its updates
-are corrected for their age.
+section 3.3). As all rows share tau, it may also rise afterwards, step by step, to what suits the new size. The
+optimizer's moments move along, padded; until a new row's own moments have warmed up, its updates are corrected for
+their age.
 
 Shapes: n rows (parameter tokens), d width.
 """
@@ -24,7 +25,7 @@ from models.base import CHECKPOINT_KEY, LanguageModel, mixed_seed
 from models.optim import Optim, build_optimizer
 
 Init = Literal["zero_keys", "zero_values", "random", "zeros"]
-TauPolicy = Literal["frozen", "sqrt_n"]
+TauPolicy = Literal["frozen", "ramped", "sqrt_n"]
 Carry = Literal["per_row", "mean", "zeros", "reset"]
 Sizes = dict[str, int]
 Event = dict[str, Any]
@@ -79,6 +80,13 @@ def update_scale(age: int, optimizer_age: int, betas: tuple[float, float] | None
     return scale
 
 
+def check_rewarm(rewarm_steps: int, tau: TauPolicy, option: str = "--") -> None:
+    """Raise ValueError if new rows cannot be warmed up, or tau not be ramped, in so many steps."""
+    if rewarm_steps < (tau == "ramped"):
+        way = "above 0, the steps in which --tau ramped rises" if tau == "ramped" else "0 (off) or more"
+        raise ValueError(f"{option}rewarm_steps is {rewarm_steps}; it must be {way.replace('--', option)}")
+
+
 def check_sizes(current: Sizes, target: Sizes, option: str = "--") -> None:
     """Raise ValueError if a group is unknown or would shrink."""
     for group, size in target.items():
@@ -131,6 +139,7 @@ class GrowableModel(LanguageModel):
         """
         before = self.parameter_token_sizes()
         check_sizes(before, sizes)
+        tau_from = {group: float(self.pattentions()[group][0].tau) for group in sizes}
         with self._measured_change(step) as change:
             for index, (layer, size) in enumerate(self._layers_to_grow(sizes)):
                 generator = torch.Generator().manual_seed(mixed_seed(self.seed, index, step))
@@ -145,6 +154,7 @@ class GrowableModel(LanguageModel):
         event = {
             "step": step, "tokens": self.tokens_seen, "flops": self.flops_spent, "seed": self.seed, "from": before,
             "to": self.parameter_token_sizes(), "init": init, "tau": tau, "carry": carry, "rewarm_steps": rewarm_steps,
+            "tau_from": tau_from,
         }  # fmt: skip
         self.growth_events.append(event | change)
         return self.growth_events[-1]
@@ -182,12 +192,24 @@ class GrowableModel(LanguageModel):
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
     ) -> None:
-        """The optimizer's step, after which the updates of young rows are scaled by `update_scale`."""
+        """The optimizer's step, after which young rows' updates are scaled by `update_scale`, and tau is ramped."""
+        steps = self.trainer.global_step + 1  # with this one
         young = [(p, rows, scale, p.detach()[rows].clone()) for p, rows, scale in self._young_rows(optimizer)]
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         with torch.no_grad():
             for parameter, rows, scale, before in young:
                 parameter[rows] = torch.lerp(before, parameter[rows], scale)
+        self._raise_tau(steps)
+
+    def _raise_tau(self, steps: int) -> None:
+        """Let tau be what it is after so many steps, if the last growth ramps it: linear over the re-warm."""
+        if not self.growth_events or self.growth_events[-1]["tau"] != "ramped":
+            return
+        event = self.growth_events[-1]
+        part = min(1.0, (steps - event["step"]) / event["rewarm_steps"])
+        for group, start in event["tau_from"].items():
+            for layer in self.pattentions()[group]:
+                layer.tau.fill_(start + part * (math.sqrt(event["to"][group]) - start))
 
     def _young_rows(self, optimizer: Any) -> Iterator[tuple[nn.Parameter, slice, float]]:
         """Parameters, rows and factors of all rows whose updates are not yet taken as they are."""

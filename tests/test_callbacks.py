@@ -208,6 +208,25 @@ def test_growth_is_a_stroke_in_the_curves_and_each_size_is_a_point(tmp_path):
     assert not [tag for tag in sizes if "growth" in tag or "train" in tag]
 
 
+def test_a_ramped_tau_begins_where_it_was_and_ends_at_the_root_of_the_size(tmp_path):
+    taus = []
+
+    class Look(L.Callback):
+        def on_train_batch_end(self, trainer, pl_module, *args):
+            taus.append([float(layers[0].tau) for layers in pl_module.pattentions().values()])
+
+    model = make_model()
+    growth = Growth(steps=[2], num_param_tokens=[16], tau="ramped", rewarm_steps=4)
+    fit(tmp_path, *watching(), growth, Look(), model=model)
+    first, last = 8**0.5, 16**0.5
+    expected = [first] * 2 + [first + part * (last - first) for part in (0.25, 0.5, 0.75, 1, 1, 1)]
+    assert [tau for tau, _ in taus] == pytest.approx(expected)
+    assert {tau for _, tau in taus} == {4.0}  # of the group that did not grow
+    (event,) = model.growth_events
+    assert event["logit_change"] <= 1e-6
+    assert model.layers[0].query.tau == pytest.approx(last)
+
+
 def test_growth_on_disk_is_marked_when_the_fit_goes_on(tmp_path):
     from models.growth import grow_checkpoint
 

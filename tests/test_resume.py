@@ -226,7 +226,12 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(text
 
 @pytest.mark.parametrize(
     "options",
-    [{"precision": "bf16-mixed"}, {"gradient_clip_val": 0.01}, {"optim": MUON, "gradient_clip_val": 0.01}],
+    [
+        {"precision": "bf16-mixed"},
+        {"gradient_clip_val": 0.01},
+        {"optim": MUON, "gradient_clip_val": 0.01},
+        {"schedule": SCHEDULE | {"tau": "ramped", "rewarm_steps": 8}},  # in the middle of which it stops
+    ],
 )
 def test_growth_goes_with_precision_and_clipping_and_still_resumes(text, tmp_path, options):
     whole = fit(text, tmp_path / "whole", **options)
