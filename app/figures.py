@@ -15,7 +15,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, NullLocator, ScalarFormatter
+from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator, ScalarFormatter
 from numpy.typing import ArrayLike, NDArray
 
 from callbacks.checkpoints import save_atomically
@@ -119,6 +119,10 @@ def scaling_figure(panels: Sequence[Panel]) -> Figure:
         for place, series in enumerate(panel.series):
             if series is not None:
                 draw_series(axes, series, place)
+        low, high = axes.get_xlim()
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,)))
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.xaxis.set_minor_formatter(NullFormatter())
         if not panel.decades:
             axes.yaxis.set_major_locator(MaxNLocator(6))
             axes.yaxis.set_major_formatter(ScalarFormatter(useOffset=False))
@@ -153,6 +157,8 @@ def learning_figure(
             axes.axvline(growth, color=COLOURS[place % 7], linestyle=":", linewidth=1.0, zorder=0)
     if log_x:
         axes.set_xscale("log")
+    else:
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     finish(axes, title, x_label, y_label)
     return figure
 

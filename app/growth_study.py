@@ -50,7 +50,8 @@ def growth_study(
     Args:
         corpora: Texts, as in --data.corpus of fit; by default [tiny-shakespeare,python-stdlib].
         seeds: Of data and models; by default [1,2,3].
-        recipes: Some of exact, published, dropped, no_rewarm, restarted, ramped, early, late, one_large; by default all.
+        recipes: Some of exact, published, dropped, no_rewarm, restarted, ramped, early, late and one_large; by default
+            all.
         steps: Of the run from scratch at the final size; its FLOPs are the budget of every run.
         first_fraction: First size as a part of the final one.
         scratch_budgets: Of the runs from scratch, in budgets, 1 among them; by default [0.5,0.7,1,1.4].

@@ -332,3 +332,17 @@ def test_mistakes_of_a_report_end_in_one_line(tmp_path, capsys, monkeypatch, arg
     assert message in err
     assert Path("note.txt").read_text() == "mine\n"
     assert not Path("RESULTS.md").exists()
+
+
+def test_results_are_what_report_makes_of_the_committed_studies(tmp_path, capsys):
+    """Nobody types a number into RESULTS.md; the last digits of a fit may differ between machines."""
+    results = (ROOT / "RESULTS.md").read_text()
+    (files,) = re.findall(r"`python -m app report (.+)` made this file", results)
+    assert call(capsys, "report", *(ROOT / name for name in files.split()), "--out", tmp_path / "RESULTS.md")[0] == 0
+    made = (tmp_path / "RESULTS.md").read_text()
+    numbers = re.compile(r"(?<![\w.])[+-]?\d[\d,]*\.?\d*(?:e[+-]?\d+)?")
+    ours, theirs = (re.sub(r"`python -m app.*?` made this file", "", text) for text in (results, made))
+    assert numbers.sub("#", ours) == numbers.sub("#", theirs)
+    pairs = zip(*([float(n.replace(",", "")) for n in numbers.findall(text)] for text in (ours, theirs)), strict=True)
+    assert all(a == pytest.approx(b, rel=0.05, abs=2e-3) for a, b in pairs)
+    assert {path.name for path in (tmp_path / "results").iterdir()} == set(re.findall(r"\(results/(.+?)\)", results))
