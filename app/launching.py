@@ -176,7 +176,10 @@ def resumed(study: Study, folder: Path) -> Study:
     ValueError if the folder is of another study, or a run has other options there.
     """
     if (folder / STUDY_FILE).exists():
-        earlier = read_study(folder / STUDY_FILE)
+        try:
+            earlier = read_study(folder / STUDY_FILE)
+        except ValueError as error:
+            raise ValueError(f"{error}; move it away, and what is done is read from the runs' own folders") from error
         planned = {run.name: run.options for run in earlier.plan}
         if earlier.verb != study.verb:
             raise ValueError(f"--out {folder} holds a study made by `{earlier.verb}`; name another folder")

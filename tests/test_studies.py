@@ -153,6 +153,16 @@ def test_other_options_under_the_same_name_are_refused(tmp_path):
         resumed(Study("growth-study", "", {}, []), tmp_path)
 
 
+def test_a_damaged_study_is_made_anew_from_the_runs(tmp_path):
+    lay(tmp_path / "a", record(test={"test/loss": 1.0}))
+    (tmp_path / "study.json").write_text("{")
+    study = Study("compare", "", {}, [Planned("a", {}, []), Planned("b", {}, [])])
+    with pytest.raises(ValueError, match="move it away"):
+        resumed(study, tmp_path)
+    (tmp_path / "study.json").unlink()
+    assert resumed(study, tmp_path).records.keys() == {"a"}
+
+
 def test_two_processes_do_not_work_in_one_folder(tmp_path):
     with alone(tmp_path), pytest.raises(ValueError, match="another process works there"), alone(tmp_path):
         pass
