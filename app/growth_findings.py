@@ -154,11 +154,18 @@ def t_interval(differences: Sequence[float]) -> Interval:
 
 
 def t_quantile(freedom: int) -> float:
-    """Student's 97.5 % quantile; beyond the table by the first terms of Fisher's expansion, right to 1e-4."""
+    """Student's 97.5 % quantile; beyond the table by Fisher's expansion, right to 1e-4."""
     if freedom <= len(T_QUANTILES):
         return T_QUANTILES[freedom - 1]
     z = statistics.NormalDist().inv_cdf((1 + LEVEL) / 2)
-    return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
+    terms = (
+        z,
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
+    )
+    return float(sum(term / freedom**power for power, term in enumerate(terms)))
 
 
 # Findings -------------------------------------------------------------------------------------------------------------
