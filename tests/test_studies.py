@@ -12,7 +12,7 @@ import pytest
 
 from app.__main__ import main
 from app.compare_report import spread
-from app.launching import alone, is_done, plain_commands, resumed, stages
+from app.launching import alone, is_done, plain_commands, resumed, stages, visible
 from app.studies import Planned, Study, compact, gather, read_study, records_in
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -151,6 +151,13 @@ def test_other_options_under_the_same_name_are_refused(tmp_path):
         resumed(Study("compare", "", {}, [Planned("a", {}, ["--x=3", "--y=2"])]), tmp_path)
     with pytest.raises(ValueError, match="made by `compare`"):
         resumed(Study("growth-study", "", {}, []), tmp_path)
+
+
+def test_a_run_sees_the_gpu_that_it_was_given(monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert visible(1) == "1"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
+    assert visible(1) == "5"
 
 
 def test_a_damaged_study_is_made_anew_from_the_runs(tmp_path):
