@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from app.growth_findings import Interval, t_interval
+from app.intervals import Interval, t_interval
 from app.studies import Record, StudiedRun, Study
 
 LABELS = ("task", "model", "d_model", "budget")  # of a group of runs, over which learning rate and seed vary

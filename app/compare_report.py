@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from app.compare_findings import LABELS, QUALITIES, Row, chosen_runs
-from app.growth_report import signed
+from app.intervals import signed
 from app.laws import short
 from app.reports import write_text
 from app.studies import Study

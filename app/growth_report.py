@@ -13,8 +13,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from app.growth_findings import EXACT_JUMP, LOSS, Finding, Interval, Saved, jumps, loss_of
+from app.growth_findings import EXACT_JUMP, LOSS, Finding, Saved, jumps, loss_of
 from app.growth_recipes import RECIPES, SCRATCH, SMALL
+from app.intervals import UNKNOWN, signed
 from app.reports import write_text
 from app.studies import Study
 
@@ -25,19 +26,12 @@ CSV_COLUMNS = (
     "corpus", "recipe", "budget", "seed", "status", "steps", "stages", "parameters", "flops", "seconds",
     "test_bits_per_char", "val_bits_per_char", "jumps",
 )  # fmt: skip
-UNKNOWN = "not known"
 
 
 def thousands(numbers: Sequence[int]) -> str:
     """The size of each stage, in units that keep it short."""
     unit, name = next((u, n) for u, n in ((1e6, "M"), (1e3, "k"), (1, "")) if numbers[-1] >= 10 * u or u == 1)
     return " > ".join(f"{number / unit:.0f}" for number in numbers) + name
-
-
-def signed(interval: Interval) -> str:
-    """A difference in bits per character with its interval."""
-    ends = UNKNOWN if interval.low is None else f"{interval.low:+.3f}, {interval.high:+.3f}"
-    return f"{interval.value:+.3f} [{ends}]"
 
 
 def percent(value: float, saved: Saved) -> str:

@@ -5,9 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.growth_findings import compute_saved, falling, findings, flops_for, t_interval, t_quantile
+from app.growth_findings import compute_saved, falling, findings, flops_for
 from app.growth_recipes import stage_steps
 from app.growth_report import answer, headline
+from app.intervals import t_interval, t_quantile
 from app.studies import Planned, Study
 
 BUDGETS = np.array([0.5, 0.7, 1.0, 1.4]) * 1e12
