@@ -176,4 +176,6 @@ def forecast(found: Forecast | str) -> str:
     if isinstance(found, str):
         return "-"
     text = f"{four(found.loss.value)} [{bounds(found.loss, False)}]"
-    return text if found.observed is None else f"{text}, was {four(found.observed)}"
+    if found.observed is None:
+        return text
+    return f"{text}, was {four(found.observed)}: {'inside' if found.inside else 'outside'}"
