@@ -24,6 +24,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MARKERS, DASHES = "os^Dvx+", ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 3)))
 PANEL_INCHES = (5.0, 3.8)
 DPI = 150
+MAX_INSIDE = 4  # labels of a legend that hides no points; more go below the axes
 
 
 @dataclass(frozen=True)
@@ -93,8 +94,9 @@ def finish(axes: Axes, title: str, x_label: str, y_label: str) -> None:
     """Words, a grid and, where something has a label, a legend."""
     axes.set(title=title, xlabel=x_label, ylabel=y_label)
     axes.grid(True, which="major", linewidth=0.4, alpha=0.6)
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(fontsize="small", framealpha=0.8)
+    if labels := axes.get_legend_handles_labels()[1]:
+        below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.16), "ncols": 2} if len(labels) > MAX_INSIDE else {}
+        axes.legend(fontsize="small", framealpha=0.8, **below)
 
 
 def draw_series(axes: Axes, series: Series, place: int) -> None:

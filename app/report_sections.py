@@ -25,7 +25,7 @@ from app.studies import Gathered, StudiedRun, Study
 
 METRIC = "val/bits_per_char"  # that laws are fitted to
 FITS = {"level": 0.9, "resamples": 500, "seed": 1}  # the defaults of `scaling`
-DRAWN = (SCRATCH, SMALL, "exact", "published", "restarted")  # of a growth study's learning curves
+DRAWN = (SCRATCH, SMALL, "exact", "ramped", "restarted", "published")  # of a growth study's learning curves
 LAWS = (
     "Summary of L(N, D) = E + A N^-alpha + B D^-beta with {level:.0%} intervals. left out: the largest size, predicted "
     'by the others, beside what it was. next: twice the largest size, only predicted. A "?" is not determined by '
