@@ -15,7 +15,7 @@ from typing import Any
 
 import models
 from app.help import choices, known_names
-from app.parsing import Group, Parser, explained, nearest
+from app.parsing import Group, Parser, check_known, explained
 from models.base import LanguageModel
 from models.optim import Optim
 
@@ -51,8 +51,7 @@ def model_names() -> tuple[str, ...]:
 def chosen(name: str) -> tuple[str, ...]:
     """The models that `--model` names; ValueError for one that does not exist."""
     known = (*model_names(), EVERYBODY)
-    if name not in known:
-        raise ValueError(f"--model {name}: no such model{nearest(name, known)} choose among {', '.join(known)}")
+    check_known("--model", "model", name, known)
     return known[:-1] if name == EVERYBODY else (name,)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from app.parsing import Group, nearest
+from app.parsing import Group, check_known
 from app.planning import OURS, at_least_one, chosen_seeds, conduct, parsed, unique
 from app.studies import Study, command_line
 
@@ -94,8 +94,7 @@ def chosen_models(names: Sequence[str] | None) -> list[str]:
 
     known = sorted(model_names(), key=lambda name: (name != BASELINE, name))
     for name in names or ():
-        if name not in known:
-            raise ValueError(f"--models {name}: no such model{nearest(name, known)} they are {', '.join(known)}")
+        check_known("--models", "model", name, known)
     return known if names is None else unique("models", names)
 
 

@@ -75,9 +75,8 @@ def groups(study: Study) -> list[tuple[Any, ...]]:
     return list(dict.fromkeys(tuple(run.labels[name] for name in LABELS) for run in study.plan))
 
 
-def runs_of(study: Study, group: Sequence[Any]) -> tuple[list[StudiedRun], float | None, list[float]]:
+def at_chosen_rate(runs: Sequence[StudiedRun]) -> tuple[list[StudiedRun], float | None, list[float]]:
     """A group's runs at its chosen learning rate, that rate, and all that the first seed tried."""
-    runs = study.runs(**dict(zip(LABELS, group, strict=True)))
     if not runs:
         return [], None, []
     tried = {run.labels["factor"]: run.record for run in runs if run.labels["seed"] == runs[0].labels["seed"]}
@@ -87,7 +86,8 @@ def runs_of(study: Study, group: Sequence[Any]) -> tuple[list[StudiedRun], float
 
 def chosen_runs(study: Study) -> list[str]:
     """Names of the runs at the chosen learning rates that did not diverge."""
-    found = [run for group in groups(study) for run in runs_of(study, group)[0]]
+    done = (study.runs(**dict(zip(LABELS, group, strict=True))) for group in groups(study))
+    found = [run for runs in done for run in at_chosen_rate(runs)[0]]
     return [run.name for run in found if validation_loss(run.record) is not None]
 
 
@@ -101,8 +101,8 @@ def slices(record: Record, quality: str) -> dict[str, float]:
 
 def row(study: Study, group: Sequence[Any]) -> Row | None:
     """What a group shows; None if none of its runs is done."""
-    runs, factor, tried = runs_of(study, group)
     done = study.runs(**dict(zip(LABELS, group, strict=True)))
+    runs, factor, tried = at_chosen_rate(done)
     if not done:
         return None
     ended = [run for run in runs if run.record.get("test")]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import statistics
 from collections.abc import Sequence
 from itertools import groupby
 from operator import attrgetter
@@ -15,9 +14,9 @@ from rich.console import Console
 from rich.table import Table
 
 from app.compare_findings import LABELS, QUALITIES, Row, chosen_runs
-from app.intervals import signed
+from app.intervals import signed, spread
 from app.laws import short
-from app.reports import write_text
+from app.reports import markdown_table, write_text
 from app.studies import Study
 
 COLUMNS = ("model", "width", "parameters", "tokens", "FLOPs", "seconds", "lr x")
@@ -32,12 +31,6 @@ LEGEND = (
     "validation, with as many runs side by side as there were workers. A learning rate at which a run diverged is "
     "never chosen."
 )
-
-
-def spread(values: Sequence[float]) -> str:
-    """Mean and standard deviation."""
-    deviation = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.3f}{deviation}"
 
 
 def rate(row: Row) -> str:
@@ -71,18 +64,16 @@ def cells(row: Row, rows: Sequence[Row]) -> list[str]:
     ]  # fmt: skip
 
 
-def markdown_table(rows: Sequence[Row], baseline: str) -> str:
-    """One task's table."""
-    titles = heading(rows, baseline)
-    lines = [titles, [":--", *["--:"] * (len(titles) - 1)], *(cells(row, rows) for row in rows)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+def task_table(rows: Sequence[Row], baseline: str) -> str:
+    """One task's table in Markdown."""
+    return markdown_table(heading(rows, baseline), (cells(row, rows) for row in rows))
 
 
 def markdown(study: Study, rows: Sequence[Row]) -> str:
     """The whole report."""
     parts = ["# Comparison", f"`{study.command}`"]
     for task, group in groupby(rows, attrgetter("task")):
-        parts += [f"## {task}", markdown_table(list(group), rows[0].model)]
+        parts += [f"## {task}", task_table(list(group), rows[0].model)]
     return "\n\n".join([*parts, LEGEND]) + "\n"
 
 

@@ -146,9 +146,7 @@ def mean_and_deviation(runs: Sequence[tuple[ArrayLike, ArrayLike]]) -> tuple[NDA
     return places, values.mean(0), values.std(0, ddof=1) if len(curves) > 1 else np.zeros_like(places)
 
 
-def learning_figure(
-    curves: Sequence[LearningCurve], *, title: str = "", x_label: str, y_label: str, log_x: bool = False
-) -> Figure:
+def learning_figure(curves: Sequence[LearningCurve], *, title: str = "", x_label: str, y_label: str) -> Figure:
     """Means over runs with a band of one standard deviation, and a vertical mark where growth took place."""
     figure, (axes,) = new_figure(1)
     for place, curve in enumerate(curves):
@@ -157,10 +155,7 @@ def learning_figure(
         draw_series(axes, Series(label, line=(x, mean), band=(mean - deviation, mean + deviation)), place)
         for growth in curve.growths:
             axes.axvline(growth, color=COLOURS[place % 7], linestyle=":", linewidth=1.0, zorder=0)
-    if log_x:
-        axes.set_xscale("log")
-    else:
-        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     finish(axes, title, x_label, y_label)
     return figure
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import statistics
 from collections.abc import Sequence
 from itertools import groupby
 from operator import attrgetter
@@ -15,8 +14,8 @@ from rich.table import Table
 
 from app.growth_findings import EXACT_JUMP, LOSS, Finding, Saved, jumps, loss_of
 from app.growth_recipes import RECIPES, SCRATCH, SMALL
-from app.intervals import UNKNOWN, signed
-from app.reports import write_text
+from app.intervals import UNKNOWN, signed, spread
+from app.reports import markdown_table, write_text
 from app.studies import Study
 
 COLUMNS = (
@@ -52,8 +51,7 @@ def loss_text(finding: Finding) -> str:
     diverged = f"{finding.diverged} diverged" if finding.diverged else ""
     if not finding.losses:
         return diverged
-    spread = f" ± {statistics.stdev(finding.losses):.3f}" if len(finding.losses) > 1 else ""
-    return f"{statistics.fmean(finding.losses):.3f}{spread}" + (f", {diverged}" if diverged else "")
+    return spread(finding.losses) + (f", {diverged}" if diverged else "")
 
 
 def row(finding: Finding) -> list[str]:
@@ -179,8 +177,7 @@ def tables(found: Sequence[Finding], heading: str) -> list[str]:
     parts = []
     for corpus, group in groupby(found, attrgetter("corpus")):
         rows = list(group)
-        lines = [COLUMNS, [":--", *["--:"] * (len(COLUMNS) - 1)], *(row(f) for f in rows)]
-        table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+        table = markdown_table(COLUMNS, map(row, rows))
         parts += [f"{heading} {corpus}", table, answer(corpus, rows), *jump_lines(rows)]
     return [*parts, LEGEND, "\n".join(f"- {line}" for line in legend())]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from app.growth_recipes import GROUPS, RECIPES, Scale, plan_corpus
-from app.parsing import Group, nearest
+from app.parsing import Group, check_known
 from app.planning import OURS, at_least_one, chosen_seeds, conduct, parsed, unique
 from app.studies import Planned, Study, command_line
 
@@ -96,8 +96,7 @@ def conclude(study: Study, out: Path, console: Any) -> None:
 def chosen(recipes: Sequence[str] | None) -> list[str]:
     """The recipes; ValueError for one that does not exist."""
     for name in recipes or ():
-        if name not in RECIPES:
-            raise ValueError(f"--recipes {name}: no such recipe{nearest(name, RECIPES)} they are {', '.join(RECIPES)}")
+        check_known("--recipes", "recipe", name, RECIPES)
     return unique("recipes", recipes or list(RECIPES))
 
 

@@ -44,6 +44,12 @@ def t_quantile(freedom: int) -> float:
     return float(sum(term / freedom**power for power, term in enumerate(terms)))
 
 
+def spread(values: Sequence[float]) -> str:
+    """Mean and standard deviation."""
+    deviation = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.3f}{deviation}"
+
+
 def signed(interval: Interval) -> str:
     """A difference with its interval, each with its sign."""
     ends = UNKNOWN if interval.low is None else f"{interval.low:+.3f}, {interval.high:+.3f}"

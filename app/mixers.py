@@ -16,7 +16,7 @@ from functools import partial
 
 import models
 from app.memory import peak_memory
-from app.parsing import nearest
+from app.parsing import check_known
 from app.results import Curve, Quantity
 from app.timing import in_turn, nothing
 from app.workloads import VOCAB_SIZE, Stream, bare_training, random_batch, waiting_for
@@ -44,8 +44,7 @@ def chosen_models(names: Sequence[str] | None) -> tuple[str, ...]:
     """All models' names or those given, the baseline first; ValueError for one that does not exist."""
     known = models.__all__
     for name in names or ():
-        if name not in known:
-            raise ValueError(f"--models {name}: no such model{nearest(name, known)} choose among {', '.join(known)}")
+        check_known("--models", "model", name, known)
     return tuple(dict.fromkeys((BASELINE, *(names or known))))
 
 

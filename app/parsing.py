@@ -34,6 +34,12 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else ";"
 
 
+def check_known(option: str, kind: str, name: str, known: Collection[str]) -> None:
+    """Raise ValueError, with the nearest name and all that there are, unless the name is one of them."""
+    if name not in known:
+        raise ValueError(f"{option} {name}: no such {kind}{nearest(name, known)} choose among {', '.join(known)}")
+
+
 def is_abbreviation(short: str, name: str) -> bool:
     """Whether `short` begins each word of `name`, or the name itself: lr for learning_rate, max for max_steps."""
     return short == "".join(word[0] for word in name.split("_") if word) or name.startswith(short)

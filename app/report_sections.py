@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from app.compare_findings import LABELS, QUALITIES, Row, chosen_runs
 from app.compare_findings import findings as comparison_of
 from app.compare_report import LEGEND as COMPARED
-from app.compare_report import markdown_table
+from app.compare_report import task_table
 from app.figures import LearningCurve, learning_figure
 from app.forecasts import Forecast
 from app.growth_findings import findings as growth_of
@@ -20,6 +20,7 @@ from app.growth_recipes import SCRATCH, SMALL
 from app.growth_report import headline, subject, tables
 from app.laws import Attempt, Survey, bounds, four, short, survey, unsure
 from app.points import by_model, collect
+from app.reports import markdown_table
 from app.scaling_report import draw, markdown_of
 from app.studies import Gathered, StudiedRun, Study
 
@@ -128,7 +129,7 @@ def side_by_side(name: str, study: Study, rows: Sequence[Row]) -> Section:
             [c for c in curves if c], title=task, x_label="training tokens",
             y_label=f"{QUALITIES.get(quality, quality)}, validation",
         )  # fmt: skip
-    paragraphs = [markdown_table(rows, rows[0].model), COMPARED]
+    paragraphs = [task_table(rows, rows[0].model), COMPARED]
     return Section(f"Comparison: {task}", study.command, about(study, task=task), paragraphs, figures)
 
 
@@ -151,8 +152,7 @@ def scaling(name: str, study: Study, task: str, surveys: Sequence[Survey]) -> Se
 def summary(surveys: Sequence[Survey]) -> str:
     """A line a model."""
     titles = ["model", "runs", "N", "D", "E", "alpha", "beta", "rms", "left out", "next"]
-    lines = [titles, [":--", *["--:"] * (len(titles) - 1)], *(summary_row(found) for found in surveys)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return markdown_table(titles, map(summary_row, surveys))
 
 
 def summary_row(found: Survey) -> list[str]:

@@ -1,9 +1,9 @@
-"""How a scorecard comes out: printed, as JSON, Markdown and TensorBoard's events; each file whole or not at all."""
+"""How results come out, a scorecard's above all: as JSON, Markdown and TensorBoard's events, whole or not at all."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -35,19 +35,32 @@ def report_all(cards: Sequence[Scorecard], out: Path, console: Console) -> None:
     console.print(f"{machine_names}; results in {out}", highlight=False)
 
 
+def markdown_table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown, its first column to the left and the others to the right."""
+    lines = [titles, [":--", *["--:"] * (len(titles) - 1)], *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write the file whole or not at all."""
     save_atomically(lambda temporary: temporary.write_text(text, encoding="utf-8"), path)
 
 
 def write_events(folder: Path, card: Scorecard) -> None:
-    """Put TensorBoard's events of a scorecard in the place of those that were there."""
+    """TensorBoard's events of a scorecard."""
+    with new_events(folder) as writer:
+        for tag, value in card.scalars():
+            writer.add_scalar(tag, value, 0)
+        writer.add_text("scorecard/table", card_markdown(card), 0)
+
+
+@contextmanager
+def new_events(folder: Path) -> Iterator[SummaryWriter]:
+    """A writer whose events take the place of those in the folder when all are written."""
     folder.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=".events", dir=folder) as temporary:
         with closing(SummaryWriter(temporary)) as writer:
-            for tag, value in card.scalars():
-                writer.add_scalar(tag, value, 0)
-            writer.add_text("scorecard/table", card_markdown(card), 0)
+            yield writer
         before = list(folder.glob("events.out.tfevents.*"))
         for file in Path(temporary).iterdir():
             file.replace(folder / file.name)

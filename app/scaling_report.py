@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterator, Sequence
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +12,11 @@ import numpy as np
 from matplotlib.figure import Figure
 from rich import box
 from rich.table import Table
-from torch.utils.tensorboard import SummaryWriter
 
 from app.bench import write_json
 from app.figures import Panel, Series, pixels, save, scaling_figure
 from app.laws import Attempt, Survey, losses_of, rows_of, sizes_of
-from app.reports import write_text
+from app.reports import new_events, write_text
 from app.studies import command_line
 from callbacks.records import finite
 
@@ -118,10 +116,7 @@ def write(out: Path, surveys: Sequence[Survey], about: dict[str, Any], tensorboa
 
 
 def write_events(folder: Path, image: Any, text: str) -> None:
-    """Put TensorBoard's events in the place of those that an earlier call left there."""
-    before = list(folder.glob("events.out.tfevents.*"))
-    with closing(SummaryWriter(str(folder), filename_suffix=".scaling")) as writer:
+    """TensorBoard's events of the figure and the tables."""
+    with new_events(folder) as writer:
         writer.add_image("scaling/laws", image, 0, dataformats="HWC")
         writer.add_text("scaling/tables", text, 0)
-    for file in before:
-        file.unlink(missing_ok=True)

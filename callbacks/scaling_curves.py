@@ -57,7 +57,7 @@ upright stroke of a `growth_` curve is a growth of the model. Against parameters
 `by_parameters` and `by_milliseconds`, whose horizontal axis, called step, is in that unit; and everything against
 optimizer steps: `train/*`, `val/*` (whole split, then slice by slice), `perf/*`, `growth/*`.
 - **Text** has what the model writes (`samples/text`, after each validation) and a line for each growth.
-- **HParams** compares runs: size, tokens, FLOPs, seconds and the last validation (`hp/*`) beside all options.
+- **HParams** compares runs: size, tokens, FLOPs, seconds and the last validation (`hp/*`) beside model, width, seed ...
 
 Lower is better for losses (nats a token) and bits per character, higher for accuracy.
 """

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from app.__main__ import main
-from app.compare_report import spread
+from app.intervals import spread
 from app.launching import alone, is_done, plain_commands, resumed, stages, visible
 from app.studies import Planned, Study, compact, gather, read_study, records_in
 
