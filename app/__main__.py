@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 
 LIGHTNING_VERBS = {
@@ -29,6 +29,17 @@ FUNCTION_VERBS = {
     "report": "write Markdown with figures from studies",
     "demo": "train, grow and read a small TokenFormer on real text, in minutes",
 }
+FUNCTIONS = {  # where the function of a verb is, "module:name"
+    "grow": "app.run.grow:grow",
+    "generate": "app.run.generate:generate",
+    "bench": "app.benchmark.command:bench",
+    "scorecard": "app.scorecard.command:scorecard",
+    "compare": "app.compare.command:compare",
+    "scaling": "app.scaling.command:scaling",
+    "growth-study": "app.growth_study.command:growth_study",
+    "report": "app.report.command:report",
+    "demo": "app.run.demo:demo",
+}
 
 
 def overview() -> str:
@@ -46,12 +57,17 @@ def run(verb: str, args: list[str]) -> int:
     """Carry out one verb; returns the exit code."""
     if verb in LIGHTNING_VERBS:
         if {"-h", "--help"} & set(args):
-            print(importlib.import_module("app.help").fit_help(verb))
+            print(importlib.import_module("app.cli.help").fit_help(verb))
             return 0
-        return int(importlib.import_module("app.cli").run(verb, args))
-    name = verb.replace("-", "_")
-    function = getattr(importlib.import_module(f"app.{name}"), name)
-    return int(importlib.import_module("app.parsing").call(function, verb, args) or 0)
+        return int(importlib.import_module("app.run.fit").run(verb, args))
+    return int(importlib.import_module("app.cli.parsing").call(function_of(verb), verb, args) or 0)
+
+
+def function_of(verb: str) -> Callable[..., int | None]:
+    """The typed function that carries out a verb which is not one of Lightning's."""
+    module, _, name = FUNCTIONS[verb].partition(":")
+    function: Callable[..., int | None] = getattr(importlib.import_module(module), name)
+    return function
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -2,9 +2,9 @@
 
 from models.palm import Palm
 from models.potatolm import PotatoLM
-from models.sparse_rnn import SparseRNN
+from models.sparse_rnn.model import SparseRNN
 from models.tokenformer import TokenFormer
-from models.trajectory import TrajectoryLM
+from models.trajectory.model import TrajectoryLM
 from models.transformer import Transformer
 
 __all__ = ["Palm", "PotatoLM", "SparseRNN", "TokenFormer", "TrajectoryLM", "Transformer"]

@@ -1,0 +1,1 @@
+"""`bench`: speed, as ratios of things timed in turn."""

@@ -1,0 +1,148 @@
+"""Measure speed as ratios: `python -m app bench` times things in turn and prints how they compare.
+
+The benchmarks and the ratios we want are in `app.benchmark.suite`, the way of timing in `app.benchmark.timing`. Times
+depend on the machine, so its name is printed beside them, and a ratio that misses its target is shown as such but is
+no error.
+
+PyTorch and what needs it are imported by the functions that use them, so that `bench --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import json as jsonlib
+import platform
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from rich.console import Console
+
+from app.benchmark.results import Curve, Result, renderables
+
+Name = Literal["pattention", "growth", "lightning", "loader", "sparse", "sparse_training", "mixers"]
+Device = Literal["auto", "cpu", "cuda"]
+
+
+def bench(
+    what: Name | list[Name] | Literal["quick", "all"] = "quick",
+    *,
+    repeats: int = 20,
+    threads: int | None = None,
+    device: Device = "auto",
+    models: list[str] | None = None,
+    seq_lens: list[int] | None = None,
+    json: Path | None = None,
+) -> int:
+    """Measure speed, as ratios of things timed in turn in one process.
+
+    Args:
+        what: A benchmark, a list of them as in [pattention,growth], quick for all but mixers, or all. mixers sets each
+            model against the one-layer Transformer at several lengths, which takes about five minutes.
+        repeats: Rounds to time in each benchmark, after a warm-up; the median of their ratios counts. In mixers at most
+            so many, fewer where a round takes long.
+        threads: CPU threads for PyTorch; by default as many as it takes by itself.
+        device: Where the models run; auto takes a GPU if there is one.
+        models: For mixers, models to set against the Transformer, as in [Palm,TokenFormer]; by default all.
+        seq_lens: For mixers, sequence lengths, as in [256,1024]; by default 256, 1024, 4096 and 16384.
+        json: File to write the results to as well.
+
+    Returns:
+        0, whether or not the targets are met.
+    """
+    names = expand(what)
+    check_options(repeats, threads, json)
+    check_for_mixers(names, models=models, seq_lens=seq_lens)
+    from app.benchmark.mixers import chosen_lengths, chosen_models
+    from app.benchmark.suite import BENCHMARKS, Settings
+
+    console = Console()
+    found: list[Result | Curve] = []
+
+    def tell(doing: str) -> None:
+        console.print(f"[dim]measuring {doing} ...[/]", highlight=False)  # no spinner: its thread would be timed too
+
+    with num_threads(threads):
+        settings = Settings(repeats, find_device(device), chosen_models(models), chosen_lengths(seq_lens), tell)
+        about = machine(settings.device)
+        for name in names:
+            tell(f"{name}, {repeats} times")
+            found.extend(BENCHMARKS[name].run(name, settings))
+    for part in renderables(found):
+        console.print(part, highlight=False)
+    console.print(", ".join(f"{key} {value}" for key, value in about.items()))
+    if json is not None:
+        write_json(json, {"machine": about, "results": [result.plain() for result in found]})
+    return 0
+
+
+def expand(what: str | list[Name]) -> tuple[str, ...]:
+    """The names of the benchmarks to run, each once."""
+    if what in ("quick", "all"):
+        return tuple(name for name in get_args(Name) if what == "all" or name != "mixers")
+    return (what,) if isinstance(what, str) else tuple(dict.fromkeys(what))
+
+
+def check_options(repeats: int, threads: int | None, json: Path | None) -> None:
+    """Raise ValueError for what would fail only after minutes of measuring."""
+    if repeats < 1:
+        raise ValueError(f"--repeats is {repeats}; it must be at least 1")
+    if threads is not None and threads < 1:
+        raise ValueError(f"--threads is {threads}; it must be at least 1")
+    if json is not None and (json.is_dir() or not json.resolve().parent.is_dir()):
+        raise ValueError(f"--json {json} cannot be written: name a file in a folder that exists")
+
+
+def check_for_mixers(names: tuple[str, ...], **options: list[Any] | None) -> None:
+    """Raise ValueError for an option of mixers that would change nothing, or leave nothing to measure."""
+    for option, value in options.items():
+        if value is not None and "mixers" not in names:
+            raise ValueError(f"--{option} is for mixers, which is not measured here; leave it out or add mixers")
+        if value == []:
+            raise ValueError(f"--{option} is empty; leave it out to take all")
+
+
+def find_device(device: Device) -> str:
+    """Device to run on, "cpu" or "cuda"; ValueError where there is no such device."""
+    import torch
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: PyTorch finds no GPU here; use --device cpu")
+    return "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+@contextmanager
+def num_threads(threads: int | None) -> Iterator[None]:
+    """Let PyTorch use so many CPU threads for a while; None changes nothing."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def machine(device: str) -> dict[str, Any]:
+    """What the times depend on, as plain values."""
+    import torch
+
+    gpu = {"GPU": torch.cuda.get_device_name()} if device == "cuda" else {}
+    return {"CPU": cpu_model(), **gpu, "threads": torch.get_num_threads(), "torch": torch.__version__}
+
+
+def cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """The processor's name as Linux tells it, elsewhere as Python does."""
+    text = cpuinfo.read_text(encoding="utf-8") if cpuinfo.exists() else ""
+    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return found.group(1).strip() if found else platform.processor() or platform.machine()
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write the file whole or not at all."""
+    from callbacks.checkpoints import save_atomically
+
+    text = jsonlib.dumps(content, indent=2) + "\n"
+    save_atomically(lambda temporary: temporary.write_text(text, encoding="utf-8"), path)

@@ -1,0 +1,1 @@
+"""Words in: options, one line for each mistake, help."""

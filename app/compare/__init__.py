@@ -1,0 +1,1 @@
+"""`compare`: models on tasks under one budget."""

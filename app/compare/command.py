@@ -1,0 +1,117 @@
+"""`python -m app compare`: models on tasks under one budget, over sizes and seeds, each run an ordinary fit.
+
+A run is an experiment file, such as `app/configs/experiment/recall_palm.yaml`, with the study's size, budget, learning
+rate and seed. What needs PyTorch is imported by the functions that use it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from app.cli.parsing import Group, check_known
+from app.study.conduct import OURS, at_least_one, chosen_seeds, conduct, parsed, unique
+from app.study.study import Study, command_line
+
+HELP = "python -m app compare --help"
+PRESETS = Path(os.path.relpath(Path(__file__).parents[1] / "configs" / "experiment"))
+TASKS = ("copying", "recall", "shakespeare")
+NONE = Group()
+
+
+def compare(
+    *,
+    models: list[str] | None = None,
+    tasks: list[str] | None = None,
+    d_models: list[int] | None = None,
+    seeds: list[int] | None = None,
+    tokens: float | list[float] | None = None,
+    flops: float | list[float] | None = None,
+    learning_rates: list[float] | None = None,
+    validations: int = 5,
+    presets: Path = PRESETS,
+    trainer: Group = NONE,
+    out: Path = Path("runs/compare"),
+    workers: int | None = None,
+    print_commands: bool = False,
+) -> int:
+    """Compare models on tasks under one budget: mean and spread over seeds, each model at its best learning rate.
+
+    Args:
+        models: Names, the first of which the others are compared with; by default all, the Transformer first.
+        tasks: What experiment files begin with, such as copying, recall and shakespeare, which are the default.
+        d_models: Widths; heads, parameter tokens and other widths go along. By default that of the experiment file.
+        seeds: Of data and models; by default [1,2,3].
+        tokens: Budget of training tokens of each run, or several budgets.
+        flops: Budget of training FLOPs of each run, or several, in the place of tokens.
+        learning_rates: Multiples of the file's learning rates; the first seed tries them all, and the one of least
+            validation loss is taken by the others. By default [0.3,1,3].
+        validations: In each run, the last at its end.
+        presets: Folder of the experiment files, named TASK_*.yaml.
+        trainer: Of Lightning's Trainer, such as --trainer.accelerator, --trainer.devices and --trainer.precision.
+        out: Folder of the runs and of study.json, compare.md and compare.csv.
+        workers: Runs side by side; by default one a GPU, else one a core.
+        print_commands: Print the commands of the runs that can be started, and start none. Those of further seeds
+            come when the learning rate is chosen: when the first seed's runs are done, print again.
+
+    Returns:
+        0, or 1 if a run failed.
+    """
+    from lightning.pytorch import Trainer
+
+    from app.compare.plan import Grid, check, extend, first_runs
+
+    at_least_one(validations=validations)
+    parsed(Trainer, "trainer", {}, trainer, OURS, HELP)
+    grid = Grid(
+        chosen_models(models), unique("tasks", tasks or TASKS), unique("d_models", d_models or [0]),
+        chosen_seeds([1, 2, 3] if seeds is None else seeds), *budget(tokens, flops),
+        factors([0.3, 1.0, 3.0] if learning_rates is None else learning_rates), validations, presets, trainer.options,
+    )  # fmt: skip
+    check(grid)
+    study = Study("compare", command_line(), grid.plain(), first_runs(grid))
+    return conduct(study, out, workers, print_commands, conclude, lambda found: extend(found, grid))
+
+
+def conclude(study: Study, out: Path, console: Any) -> None:
+    """Find out what the runs say, and report it."""
+    from app.compare.findings import chosen_runs, findings
+    from app.compare.report import report
+
+    found = findings(study)
+    study.findings = {"chosen": chosen_runs(study), "rows": [row.plain() for row in found]}
+    report(study, found, out, console)
+
+
+# Options --------------------------------------------------------------------------------------------------------------
+
+
+def chosen_models(names: Sequence[str] | None) -> list[str]:
+    """The models; ValueError for one that does not exist."""
+    from app.scorecard.candidates import BASELINE, model_names
+
+    known = sorted(model_names(), key=lambda name: (name != BASELINE, name))
+    for name in names or ():
+        check_known("--models", "model", name, known)
+    return known if names is None else unique("models", names)
+
+
+def budget(tokens: float | list[float] | None, flops: float | list[float] | None) -> tuple[str, list[float]]:
+    """`tokens` or `flops`, and how many; ValueError unless just one of them is given, and above 0."""
+    if (tokens is None) == (flops is None):
+        raise ValueError("give one budget: --tokens, such as 1e6, or --flops, such as 1e12")
+    unit, given = ("flops", flops) if tokens is None else ("tokens", tokens)
+    values = unique(unit, given if isinstance(given, list) else [given])
+    if not all(0 < value < float("inf") for value in values):
+        raise ValueError(f"--{unit} {values} must be above 0")
+    return unit, values
+
+
+def factors(given: Sequence[float]) -> list[float]:
+    """The multiples of the learning rates; ValueError for one that is not above 0."""
+    values = unique("learning_rates", given)
+    if not all(0 < value < float("inf") for value in values):
+        raise ValueError(f"--learning_rates {values} must be above 0; they multiply those of the experiment file")
+    return values

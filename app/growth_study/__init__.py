@@ -1,0 +1,1 @@
+"""`growth-study`: recipes of growth against training from scratch."""

@@ -1,0 +1,149 @@
+"""`python -m app growth-study`: does growing save compute? Recipes of growth against training from scratch.
+
+Every run spends the same FLOPs, all stages counted; runs from scratch at several budgets say how many FLOPs they need
+for the loss at which a grown run ends. What is needed of PyTorch is imported by the functions that use it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from app.cli.parsing import Group, check_known
+from app.growth_study.plan import GROUPS, RECIPES, Scale, plan_corpus
+from app.study.conduct import OURS, at_least_one, chosen_seeds, conduct, parsed, unique
+from app.study.study import Planned, Study, command_line
+
+HELP = "python -m app growth-study --help"
+CORPORA = ("tiny-shakespeare", "python-stdlib")
+NONE = Group()
+MODEL = {"d_model": 64, "num_heads": 4, "rope_base": 100.0, "num_param_tokens": 128, "num_ffn_param_tokens": 512}
+DATA = {"seq_len": 128, "batch_size": 16}
+OPTIM = {"learning_rate": 1e-2, "weight_decay": 0.0, "warmup_steps": 50}
+OURS_HERE = {*OURS, "limit_val_batches", "limit_test_batches"}
+
+
+def growth_study(
+    *,
+    corpora: list[str] | None = None,
+    seeds: list[int] | None = None,
+    recipes: list[str] | None = None,
+    steps: int = 600,
+    first_fraction: float = 0.25,
+    scratch_budgets: list[float] | None = None,
+    rewarm_steps: int = 50,
+    validations: int = 10,
+    val_batches: int = 16,
+    test_batches: int = 128,
+    model: Group = NONE,
+    data: Group = NONE,
+    optim: Group = NONE,
+    trainer: Group = NONE,
+    out: Path = Path("runs/growth-study"),
+    workers: int | None = None,
+    print_commands: bool = False,
+) -> int:
+    """Compare recipes of growth with training from scratch at equal total FLOPs: compute saved or lost at equal loss.
+
+    Args:
+        corpora: Texts, as in --data.corpus of fit; by default [tiny-shakespeare,python-stdlib].
+        seeds: Of data and models; by default [1,2,3].
+        recipes: Some of exact, published, dropped, no_rewarm, restarted, ramped, early, late and one_large; by default
+            all.
+        steps: Of the run from scratch at the final size; its FLOPs are the budget of every run.
+        first_fraction: First size as a part of the final one.
+        scratch_budgets: Of the runs from scratch, in budgets, 1 among them; by default [0.5,0.7,1,1.4].
+        rewarm_steps: Steps in which new rows are warmed up, by the recipes that do so.
+        validations: In each run.
+        val_batches: Batches in each of them, and just before and after each growth.
+        test_batches: Batches of the test split on which the end of each run is measured.
+        model: Of TokenFormer; --model.num_param_tokens and --model.num_ffn_param_tokens are the final sizes.
+        data: Of CharText.
+        optim: Of all runs.
+        trainer: Of Lightning's Trainer, such as --trainer.accelerator, --trainer.devices and --trainer.precision.
+        out: Folder of the runs and of study.json, growth_study.md and growth_study.csv.
+        workers: Runs side by side; by default one a GPU, else one a core.
+        print_commands: Print the commands of all runs that are not done, and start none.
+
+    Returns:
+        0, or 1 if a run failed.
+    """
+    scale = checked_scale(
+        {"model": model, "data": data, "optim": optim, "trainer": trainer}, steps, first_fraction,
+        scratch_budgets or [0.5, 0.7, 1.0, 1.4], rewarm_steps, (validations, val_batches, test_batches),
+    )  # fmt: skip
+    plan = whole_plan(scale, unique("corpora", corpora or CORPORA), chosen_seeds(seeds or [1, 2, 3]), chosen(recipes))
+    options = {"scale": asdict(scale), "corpora": corpora, "seeds": seeds, "recipes": recipes}
+    study = Study("growth-study", command_line(), options, plan)
+    return conduct(study, out, workers, print_commands, conclude)
+
+
+def conclude(study: Study, out: Path, console: Any) -> None:
+    """Find out what the runs say, and report it."""
+    from app.growth_study.findings import findings, plain
+    from app.growth_study.report import report
+
+    found = findings(study)
+    study.findings = {"rows": plain(found)}
+    report(study, found, out, console)
+
+
+# Options --------------------------------------------------------------------------------------------------------------
+
+
+def chosen(recipes: Sequence[str] | None) -> list[str]:
+    """The recipes; ValueError for one that does not exist."""
+    for name in recipes or ():
+        check_known("--recipes", "recipe", name, RECIPES)
+    return unique("recipes", recipes or list(RECIPES))
+
+
+def checked_scale(
+    groups: Mapping[str, Group], steps: int, first_fraction: float, budgets: Sequence[float], rewarm_steps: int,
+    counts: tuple[int, int, int],
+) -> Scale:  # fmt: skip
+    """The size of the study; ValueError, naming the option, where one will not do."""
+    from lightning.pytorch import Trainer
+
+    from datamodules import CharText
+    from models import TokenFormer
+    from models.optim import Optim
+
+    at_least_one(steps=steps, validations=counts[0], val_batches=counts[1], test_batches=counts[2])
+    if rewarm_steps < 0:
+        raise ValueError(f"--rewarm_steps is {rewarm_steps}; it must be 0 (off) or more")
+    if not 0 < first_fraction < 1:
+        raise ValueError(f"--first_fraction is {first_fraction}; it must be between 0 and 1")
+    if min(budgets) <= 0 or 1 not in budgets:
+        raise ValueError(f"--scratch_budgets {list(budgets)} must be above 0 and hold 1, the budget of the grown runs")
+    model = parsed(TokenFormer, "model", MODEL, groups["model"], {"vocab_size"}, HELP)
+    data = parsed(CharText, "data", DATA, groups["data"], {"corpus", "seed"}, HELP)
+    optim = parsed(Optim, "optim", OPTIM, groups["optim"], {"restart_steps"}, HELP)
+    parsed(Trainer, "trainer", {}, groups["trainer"], OURS_HERE, HELP)
+    TokenFormer(vocab_size=2, **model)
+    Optim(**optim)
+    first = {group: max(1, round(first_fraction * model[group])) for group in GROUPS}
+    if any(first[group] >= model[group] for group in GROUPS):
+        raise ValueError(f"--first_fraction {first_fraction}: the first sizes {first} are the final ones already")
+    sorted_budgets = tuple(sorted(unique("scratch_budgets", budgets)))
+    return Scale(model, data, optim, groups["trainer"].options, first, steps, sorted_budgets, rewarm_steps, *counts)
+
+
+def whole_plan(scale: Scale, corpora: Sequence[str], seeds: Sequence[int], names: Sequence[str]) -> list[Planned]:
+    """All runs; ValueError if a text cannot be read, or a stage would be too short."""
+    from datamodules import CharText
+
+    labels = {corpus: Path(corpus).stem for corpus in corpora}
+    if len(set(labels.values())) < len(labels):
+        raise ValueError(f"--corpora {list(corpora)}: two have the same name; rename a file")
+    plan: list[Planned] = []
+    for corpus, label in labels.items():
+        try:
+            text = CharText(corpus=corpus, **scale.data)
+            vocab_size = text.vocab_size if text.parts else 0
+        except ValueError as error:
+            raise ValueError(str(error).replace("--data.corpus", "--corpora")) from error
+        plan += plan_corpus(scale, corpus, label, vocab_size, seeds, names)
+    return plan

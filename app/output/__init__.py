@@ -1,0 +1,1 @@
+"""Words out: files, numbers, tables, figures, intervals."""

@@ -1,0 +1,1 @@
+"""`report`: one Markdown file made of studies."""

@@ -1,0 +1,181 @@
+"""Sections of a report: of a growth study, of a comparison, of the scaling laws of a comparison over sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from operator import attrgetter
+
+from matplotlib.figure import Figure
+
+from app.compare.findings import LABELS, QUALITIES, Row, chosen_runs
+from app.compare.findings import findings as comparison_of
+from app.compare.report import LEGEND as COMPARED
+from app.compare.report import task_table
+from app.growth_study.findings import findings as growth_of
+from app.growth_study.plan import SCRATCH, SMALL
+from app.growth_study.report import headline, subject, tables
+from app.output.figures import LearningCurve, learning_figure
+from app.scaling.forecasts import Forecast
+from app.scaling.points import by_model, collect
+from app.scaling.report import draw, markdown_of
+from app.scaling.survey import Attempt, Survey, bounds, four, short, survey, unsure
+from app.scorecard.report import markdown_table
+from app.study.study import Gathered, StudiedRun, Study
+
+METRIC = "val/bits_per_char"  # that laws are fitted to
+FITS = {"level": 0.9, "resamples": 500, "seed": 1}  # the defaults of `scaling`
+DRAWN = (SCRATCH, SMALL, "exact", "ramped", "restarted", "published")  # of a growth study's learning curves
+LAWS = (
+    "Summary of L(N, D) = E + A N^-alpha + B D^-beta with {level:.0%} intervals. left out: the largest size, predicted "
+    'by the others, beside what it was. next: twice the largest size, only predicted. A "?" is not determined by '
+    "these points. All laws, L(N) and L(D) too:"
+)
+
+
+@dataclass
+class Section:
+    """A part of a report.
+
+    Attributes:
+        title: Its heading.
+        command: What made the study.
+        about: How many runs, on what.
+        paragraphs: Of Markdown.
+        figures: By file name.
+        answer: What stands at the very beginning of the report.
+    """
+
+    title: str
+    command: str
+    about: str
+    paragraphs: list[str]
+    figures: dict[str, Figure] = field(default_factory=dict)
+    answer: str = ""
+
+
+def sections(name: str, study: Study) -> list[Section]:
+    """The sections of one study; none where no run is done."""
+    kinds = {"growth-study": growth, "compare": comparison}
+    if study.verb not in kinds:
+        raise ValueError(f"{name} is a study by `{study.verb}`, of which there is no report")
+    return list(kinds[study.verb](name, study)) if study.records else []
+
+
+def about(study: Study, **labels: str) -> str:
+    """How many runs of these labels there are, by what they were made, and how long they took."""
+    records = [run.record for run in study.runs(**labels)]
+    planned = sum(all(run.labels[name] == label for name, label in labels.items()) for run in study.plan)
+    by = sorted({f"{r['device']}, torch {r['versions']['torch']}, {r['precision']}" for r in records})
+    hours = sum(record["seconds"] for record in records) / 3600
+    return f"{len(records)} of {planned} runs, {hours:.1f} hours of training on {'; '.join(by)}."
+
+
+# Curves ---------------------------------------------------------------------------------------------------------------
+
+
+def curve(label: str, runs: Sequence[StudiedRun], x: str, metric: str) -> LearningCurve | None:
+    """Validations of runs of one label; None if there are none."""
+    drawn = []
+    for run in runs:
+        points = [(p[x], p[metric]) for p in run.record["history"] if p.get(metric) is not None]
+        if points:
+            drawn.append(tuple(zip(*points, strict=True)))
+    growths = [event[x] for event in runs[0].record["growth_events"] if x in event] if runs else []
+    return LearningCurve(label, drawn, growths) if drawn else None
+
+
+# Growth ---------------------------------------------------------------------------------------------------------------
+
+
+def growth(name: str, study: Study) -> Iterator[Section]:
+    """Recipes of growth against training from scratch."""
+    found = growth_of(study)
+    figures = {}
+    for corpus in dict.fromkeys(f.corpus for f in found):
+        curves = [curve(r, study.runs(corpus=corpus, recipe=r, budget=1.0), "flops", METRIC) for r in DRAWN]
+        if any(curves):
+            figures[f"{name}-{corpus}.png"] = learning_figure(
+                [c for c in curves if c], title=f"{corpus} (dotted: growth)",
+                x_label="training FLOPs, all stages", y_label="bits a character, validation",
+            )  # fmt: skip
+    title, answer = f"Does growing {subject(study)} pay?", headline(found, subject(study))
+    yield Section(title, study.command, about(study), tables(found, "###"), figures, answer)
+
+
+# Comparison -----------------------------------------------------------------------------------------------------------
+
+
+def comparison(name: str, study: Study) -> Iterator[Section]:
+    """Models on tasks: the laws of a task that has bits per character at several sizes, else a table."""
+    for task, group in groupby(comparison_of(study), attrgetter("task")):
+        rows = list(group)
+        sizes = {(row.d_model, row.budget) for row in rows if row.model == rows[0].model}
+        surveys = surveys_of(study, task) if len(sizes) > 1 else []
+        yield scaling(name, study, task, surveys) if surveys else side_by_side(name, study, rows)
+
+
+def side_by_side(name: str, study: Study, rows: Sequence[Row]) -> Section:
+    """The table of one task, and the curves of its validations."""
+    task, quality, chosen = rows[0].task, rows[0].quality, set(chosen_runs(study))
+    curves = []
+    for row in rows:
+        runs = study.runs(**{label: getattr(row, label) for label in LABELS})
+        curves.append(curve(row.model, [r for r in runs if r.name in chosen], "tokens", f"val/{quality}"))
+    figures = {}
+    if any(curves):
+        figures[f"{name}-{task}.png"] = learning_figure(
+            [c for c in curves if c], title=task, x_label="training tokens",
+            y_label=f"{QUALITIES.get(quality, quality)}, validation",
+        )  # fmt: skip
+    paragraphs = [task_table(rows, rows[0].model), COMPARED]
+    return Section(f"Comparison: {task}", study.command, about(study, task=task), paragraphs, figures)
+
+
+def surveys_of(study: Study, task: str) -> list[Survey]:
+    """The laws of each model on a task, at the chosen learning rates; none where nothing is in bits per character."""
+    chosen = set(chosen_runs(study))
+    gathered = Gathered([run for run in study.runs(task=task) if run.name in chosen])
+    points, _ = collect(gathered, METRIC)
+    return [survey(model, own, **FITS) for model, own in by_model(points).items()]
+
+
+def scaling(name: str, study: Study, task: str, surveys: Sequence[Survey]) -> Section:
+    """The laws of a task's runs."""
+    laws = ["<details><summary>All laws</summary>", *markdown_of(surveys, FITS["level"]), "</details>"]
+    paragraphs = [summary(surveys), LAWS.format(level=FITS["level"]), *laws]
+    figures = {f"{name}-{task}.png": draw(surveys, METRIC)}
+    return Section(f"Scaling: {task}", study.command, about(study, task=task), paragraphs, figures)
+
+
+def summary(surveys: Sequence[Survey]) -> str:
+    """A line a model."""
+    titles = ["model", "runs", "N", "D", "E", "alpha", "beta", "rms", "left out", "next"]
+    return markdown_table(titles, map(summary_row, surveys))
+
+
+def summary_row(found: Survey) -> list[str]:
+    """L(N, D) of one model."""
+    both: Attempt = found.attempts[-1]
+    sizes = [sorted(getattr(point, name) for point in found.points) for name in ("parameters", "tokens")]
+    spans = [f"{short(size[0])} .. {short(size[-1])}" for size in sizes]
+    head = [found.model, str(len(found.points)), *spans]
+    if isinstance(both.fitted, str):
+        return [*head, both.fitted, *[""] * 5]
+    intervals, vague = both.fitted.intervals(), unsure(both.fitted)
+    values = [
+        "?" if name in vague else f"{four(intervals[name].value)} [{bounds(intervals[name], name != 'E')}]"
+        for name in ("E", "alpha", "beta")
+    ]
+    return [*head, *values, f"{both.fitted.law.rms:.2g}", forecast(both.left_out), forecast(both.next_size)]
+
+
+def forecast(found: Forecast | str) -> str:
+    """A prediction, and what became of it."""
+    if isinstance(found, str):
+        return "-"
+    text = f"{four(found.loss.value)} [{bounds(found.loss, False)}]"
+    if found.observed is None:
+        return text
+    return f"{text}, was {four(found.observed)}: {'inside' if found.inside else 'outside'}"

@@ -1,0 +1,1 @@
+"""One run: fit and its kin, run folders, checkpoints, text, growth on disk, the demo."""

@@ -1,0 +1,51 @@
+"""`python -m app generate`: write text with a checkpoint, character by character as it is made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+# torch is imported inside the function: `generate --help` answers at once.
+
+
+def generate(
+    ckpt: Path,
+    *,
+    prompt: str = "\n",
+    max_new_tokens: int = 500,
+    temperature: float = 0.8,
+    top_k: int | None = None,
+    seed: int = 1,
+) -> None:
+    """Continue a prompt with the model in CKPT, whose vocabulary the checkpoint tells.
+
+    Args:
+        ckpt: A checkpoint of a model trained on text.
+        prompt: Text to continue; every character must be in the vocabulary.
+        max_new_tokens: Characters to write.
+        temperature: Divides the logits; 0 always takes the likeliest character.
+        top_k: Choose among the k likeliest characters only.
+        seed: Seed of the random choice; the same seed writes the same text.
+    """
+    import torch
+
+    from app.run.checkpoints import load_model, model_name, read_checkpoint, vocabulary
+
+    if temperature < 0 or max_new_tokens < 0 or (top_k is not None and top_k < 1):
+        raise ValueError("--temperature and --max_new_tokens must be at least 0, and --top_k at least 1")
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"--seed {seed} is not between 0 and 2^63 - 1")
+    checkpoint = read_checkpoint(ckpt, "CKPT")
+    characters = vocabulary(checkpoint)
+    if characters is None:
+        raise ValueError(f"CKPT {ckpt} ({model_name(checkpoint)}) was not trained on text, so it cannot write any")
+    token_of = {character: token for token, character in enumerate(characters)}
+    if unknown := sorted(set(prompt) - token_of.keys()):
+        raise ValueError(f"--prompt has characters the model has never seen: {unknown}; it knows {characters!r}")
+    if not prompt:
+        raise ValueError("--prompt is empty; give at least one character")
+    prompt_BT = torch.tensor([[token_of[character] for character in prompt]])
+    generator = torch.Generator().manual_seed(seed)
+    print(prompt, end="", flush=True)
+    for token_B in load_model(checkpoint).generate(prompt_BT, max_new_tokens, temperature, top_k, generator):
+        print(characters[int(token_B)], end="", flush=True)
+    print()

@@ -1,0 +1,1 @@
+"""`scaling`: laws fitted to finished runs."""

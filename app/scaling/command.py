@@ -1,0 +1,89 @@
+"""`python -m app scaling`: fit scaling laws to runs, and say how sure they are and what they predict.
+
+What is fitted is in `app.scaling.law`, which runs count is in `app.scaling.points`, which laws are tried is in
+`app.scaling.survey`. PyTorch and what needs it are imported by the functions that use them, so that `scaling --help`
+answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+WIDTH = 100  # of what is printed where no terminal says how wide it is
+MIN_RESAMPLES = 100  # fewer do not fill the ends of an interval
+
+
+def scaling(
+    runs: list[Path],
+    *,
+    metric: str = "val/bits_per_char",
+    intervals: float = 0.9,
+    resamples: int = 500,
+    seed: int = 1,
+    out: Path | None = None,
+    tensorboard: bool = False,
+) -> int:
+    """Fit L(N), L(D) and L(N, D) to finished runs, one law a model, with intervals, forecasts and optimal sizes.
+
+    Args:
+        runs: Run folders, folders of run folders, or study.json files, all of one task.
+        metric: Loss to fit: of the final validation, such as val/loss, or of the test, such as test/bits_per_char.
+        intervals: Share of the refits inside an interval.
+        resamples: Refits of the bootstrap.
+        seed: Of the bootstrap.
+        out: Folder to write scaling.json, scaling.md, scaling.csv and scaling.png to; by default nothing is written.
+        tensorboard: Write the figure and the tables for TensorBoard, too, in the folder tensorboard in --out.
+
+    Returns:
+        0; a model or a law with too few runs is named, and is an error only if no law can be fitted at all.
+    """
+    check_options(runs, intervals, resamples, seed, out, tensorboard)
+    from rich.console import Console
+
+    from app.scaling.points import by_model, check_metric, collect
+    from app.scaling.report import table, write
+    from app.scaling.survey import survey
+    from app.study.study import gather
+
+    check_metric(metric)
+    console = Console(width=None if sys.stdout.isatty() else WIDTH)
+    gathered = gather(runs)
+    if not gathered.runs and not gathered.skipped:
+        raise ValueError(f"RUNS {', '.join(map(str, runs))}: no record.json in them; train with `python -m app fit`")
+    points, skipped = collect(gathered, metric)
+    for line in skipped:
+        console.print(f"skipped {line}", markup=False, highlight=False, soft_wrap=True)
+    if not points:
+        raise ValueError(f"RUNS have no run to fit: {len(skipped)} skipped, {skipped[0]}")
+    options = {"level": intervals, "resamples": resamples, "seed": seed}
+    surveys = [survey(model, own, **options) for model, own in by_model(points).items()]
+    if not any(one.fitted for one in surveys):
+        reasons = (f"{one.model}: {one.attempts[0].fitted}; {one.attempts[1].fitted}" for one in surveys)
+        raise ValueError(f"RUNS allow no law; {' | '.join(reasons)}; add runs of other sizes or lengths")
+    for one in surveys:
+        console.print(table(one, intervals), highlight=False, markup=False)
+    if out is not None:
+        about = {"metric": metric, "intervals": intervals, "resamples": resamples, "seed": seed, "skipped": skipped}
+        write(out, surveys, about, tensorboard)
+        console.print(f"results in {out}", markup=False, highlight=False)
+    return 0
+
+
+def check_options(
+    runs: list[Path], intervals: float, resamples: int, seed: int, out: Path | None, tensorboard: bool
+) -> None:
+    """Raise ValueError for what cannot be done, before anything is read."""
+    if not runs:
+        raise ValueError("RUNS is empty; name a run folder, a folder of them, or a study.json")
+    if not 0 < intervals < 1:
+        raise ValueError(f"--intervals {intervals} is not between 0 and 1; use 0.9 for 90 %")
+    if resamples < MIN_RESAMPLES:
+        raise ValueError(f"--resamples is {resamples}; it must be at least {MIN_RESAMPLES}")
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"--seed {seed} is not between 0 and 2^32 - 1")
+    if tensorboard and out is None:
+        raise ValueError("--tensorboard needs a folder to write to; give it by --out")
+    for folder in (out, *out.parents) if out is not None else ():
+        if folder.exists() and not folder.is_dir():
+            raise ValueError(f"--out {out} cannot be written: {folder} is no folder; name another")

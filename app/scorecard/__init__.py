@@ -1,0 +1,1 @@
+"""`scorecard`: nine requirements, measured for any model."""

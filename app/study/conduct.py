@@ -1,0 +1,117 @@
+"""What studies share: checks of their options, and carrying a plan out from the first run to the report."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from app.cli.parsing import Group, Parser, explained
+from app.study.study import Study
+
+WIDTH = 160  # of what is printed where no terminal says how wide it is
+OURS = {  # of --trainer.*
+    "max_steps", "max_epochs", "min_steps", "min_epochs", "max_time", "val_check_interval", "check_val_every_n_epoch",
+    "limit_train_batches", "callbacks", "logger", "fast_dev_run", "overfit_batches", "default_root_dir",
+    "accumulate_grad_batches",
+}  # fmt: skip
+
+
+def at_least_one(**values: int) -> None:
+    """Raise ValueError naming the first option below 1."""
+    for name, value in values.items():
+        if value < 1:
+            raise ValueError(f"--{name} is {value}; it must be at least 1")
+
+
+def unique(option: str, values: Sequence[Any]) -> list[Any]:
+    """The values; ValueError if there is none, or one stands twice."""
+    if not values:
+        raise ValueError(f"--{option} is empty; name at least one, or leave it out")
+    if len(set(values)) < len(values):
+        raise ValueError(f"--{option} {list(values)} names one twice")
+    return list(values)
+
+
+def chosen_seeds(seeds: Sequence[int]) -> list[int]:
+    """The seeds; ValueError for one that no run takes."""
+    if wrong := [seed for seed in seeds if not 0 <= seed < 2**32]:
+        raise ValueError(f"--seeds {wrong[0]} is not between 0 and 2^32 - 1")
+    return unique("seeds", seeds)
+
+
+def parsed(
+    kind: Callable[..., Any], prefix: str, defaults: Mapping[str, Any], group: Group, ours: set[str], help_command: str
+) -> dict[str, Any]:
+    """What differs from a constructor's own defaults: `defaults`, and what was typed. UsageError if it will not do."""
+    parser = Parser(allow_abbrev=False)
+    parser.add_class_arguments(kind, prefix, skip=ours)
+    parser.set_defaults({f"{prefix}.{name}": value for name, value in defaults.items()})
+    for option in group.options:
+        name = option.partition("=")[0]
+        if name.removeprefix(f"--{prefix}.").partition(".")[0].removesuffix("+") in ours:
+            raise ValueError(f"{name} is given by the study's own options; leave it out")
+    with explained(help_command):
+        values = parser.parse_args(list(group.options))[prefix].as_dict()
+    own = inspect.signature(kind).parameters
+    return {k: value for k, value in values.items() if k in defaults or value != own[k].default}
+
+
+def conduct(
+    study: Study,
+    out: Path,
+    workers: int | None,
+    print_commands: bool,
+    conclude: Callable[[Study, Path, Any], None],
+    extend: Callable[[Study], None] = lambda study: None,
+) -> int:
+    """Carry a study out, or print its commands.
+
+    Args:
+        study: With its plan.
+        out: Its folder.
+        workers: Runs side by side; None for one a device.
+        print_commands: Only print the commands of the runs that are not done.
+        conclude: Adds the findings to the study, writes its files into the folder, and prints to a rich console.
+        extend: Adds runs to the plan that finished ones decide on, if all of these are there.
+
+    Returns:
+        The exit code: 1 if a run failed.
+    """
+    from rich.console import Console
+
+    from app.study.processes import alone, default_workers, execute, plain_commands, resumed, stopped_by_sigterm
+
+    at_least_one(workers=1 if workers is None else workers)
+    if print_commands:
+        extend(resumed(study, out))
+        print(plain_commands(study.plan, out))
+        return 0
+    console = Console(width=None if sys.stdout.isatty() else WIDTH)
+
+    def tell(line: str) -> None:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    failures: list[str] = []
+    with alone(out), stopped_by_sigterm():
+        tried: set[str] = set()
+        while new := [run for run in extended(study, out, extend).plan if run.name not in tried]:
+            study.save(out)
+            failures += execute(study, new, out, workers or default_workers(), tell)
+            tried |= {run.name for run in new}
+        conclude(study, out, console)
+        study.save(out)
+        console.print(f"results in {out}", highlight=False)
+    for line in failures:
+        print(f"error: {line}", file=sys.stderr)
+    return 1 if failures else 0
+
+
+def extended(study: Study, out: Path, extend: Callable[[Study], None]) -> Study:
+    """The study with what is done of its plan, extended by what that decides, and what is done of the extension."""
+    from app.study.processes import resumed
+
+    extend(resumed(study, out))
+    return resumed(study, out)

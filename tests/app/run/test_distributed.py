@@ -1,0 +1,131 @@
+"""Two processes on the CPU: the same run as one, through growths, interruptions and sharding."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from app.run.checkpoints import read_checkpoint
+from tests.app.run.test_resume import assert_equal, assert_same_run
+from tests.callbacks.test_callbacks import scalars
+
+ROOT = Path(__file__).resolve().parents[3]
+MODEL = "--model TokenFormer --model.d_model 16 --model.num_heads 2"
+SIZES = "--model.num_param_tokens 4 --model.num_ffn_param_tokens 8"
+DATA = "--data CharText --data.seq_len 16 --data.batch_size 4"
+TRAINER = "--trainer.accelerator cpu --trainer.max_steps 12 --trainer.val_check_interval 5 --samples.max_new_tokens 5"
+GROWTH = "--growth.steps [4,8] --growth.num_param_tokens [6,9] --growth.num_ffn_param_tokens [8,12]"
+DDP = "--trainer.devices 2 --trainer.strategy ddp --trainer.callbacks+=tests.app.run.rank_checks.SaveEachRank"
+FSDP = "--trainer.devices 2 --trainer.strategy fsdp2"
+
+
+@pytest.fixture(scope="module")
+def fit(tiny_text, tmp_path_factory):
+    cwd = tmp_path_factory.mktemp("distributed")
+
+    def run(options, *, expect=0, ckpt=None, model=f"{MODEL} {SIZES}"):
+        start = f"--ckpt_path {ckpt}" if ckpt else f"{model} {DATA} --data.corpus {tiny_text} {TRAINER}"
+        process = subprocess.run(
+            [sys.executable, "-m", "app", "fit", *f"{start} {options}".split()],
+            cwd=cwd, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
+        assert process.returncode == expect, process.stdout + process.stderr
+        return process
+
+    run.cwd = cwd
+    return run
+
+
+def last(fit, name):
+    return fit.cwd / name / "checkpoints" / "last.ckpt"
+
+
+@pytest.fixture(scope="module")
+def two_processes(fit):
+    process = fit(f"{GROWTH} {DDP} --run_dir two")
+    assert process.stdout.count("grown before step 5") == 1  # told once, not by every process
+    assert process.stderr == ""
+    return last(fit, "two")
+
+
+def test_ranks_stay_bit_identical_through_two_growths(fit, two_processes):
+    ranks = [torch.load(fit.cwd / "two" / f"rank{r}.pt", weights_only=True) for r in (0, 1)]
+    assert ranks[0]["model"]["layers.0.ffn.key_param_tokens"].shape[0] == 12
+    assert_equal(*ranks)
+
+
+def test_two_processes_are_within_rounding_of_one_at_the_same_global_batch(fit, two_processes):
+    fit(f"{GROWTH} --run_dir one")
+    one, two = read_checkpoint(last(fit, "one")), read_checkpoint(two_processes)
+    for event in one["greenhouse"]["growth_events"] + two["greenhouse"]["growth_events"]:
+        assert event.pop("logit_change") <= 1e-6
+        assert max(event.pop("relative_change")) <= 1e-6
+    assert one["greenhouse"] == two["greenhouse"]  # tokens, FLOPs, lineage
+    for name, value in one["state_dict"].items():
+        torch.testing.assert_close(two["state_dict"][name], value, rtol=0, atol=1e-6)
+    assert_same_curves(fit.cwd / "one", fit.cwd / "two")
+
+
+def assert_same_curves(one, two):
+    """Tokens, FLOPs and parameters on the axes are those of all processes; each point is there once."""
+    for axis in ("by_tokens", "by_megaflops", "by_parameters"):
+        ours, theirs = scalars(one / axis), scalars(two / axis)
+        assert ours.keys() == theirs.keys() != set()
+        for tag, points in ours.items():
+            assert [place for place, _ in points] == [place for place, _ in theirs[tag]]
+            assert [value for _, value in points] == pytest.approx([value for _, value in theirs[tag]], abs=2e-5)
+
+
+@pytest.mark.parametrize("stop", [4, 6])
+def test_one_process_is_told_to_stop_and_both_resume_bit_for_bit(fit, two_processes, stop):
+    stopper = f"--trainer.callbacks+=tests.app.run.rank_checks.StopOneRank --trainer.callbacks.step={stop}"
+    process = fit(f"{GROWTH} {DDP} {stopper} --run_dir cut{stop}", expect=143)
+    assert "fit --ckpt_path" in process.stdout
+    assert read_checkpoint(last(fit, f"cut{stop}"))["global_step"] == stop
+    fit(DDP, ckpt=last(fit, f"cut{stop}"))
+    assert_same_run(last(fit, f"cut{stop}"), two_processes)
+    assert_same_curves(fit.cwd / "two", fit.cwd / f"cut{stop}")
+
+
+def test_fsdp2_trains_as_one_process_and_says_why_it_cannot_grow(fit):
+    fit(f"{FSDP} --run_dir sharded")
+    fit("--run_dir whole")
+    sharded, whole = read_checkpoint(last(fit, "sharded")), read_checkpoint(last(fit, "whole"))
+    assert sharded["greenhouse"] == whole["greenhouse"]
+    for name, value in whole["state_dict"].items():
+        torch.testing.assert_close(sharded["state_dict"][name], value, rtol=0, atol=1e-6)
+    process = fit(f"{FSDP} {GROWTH} --run_dir refused", expect=2)
+    assert "python -m app grow" in process.stderr
+    assert not (fit.cwd / "refused").exists()
+
+
+def test_trajectory_memory_trains_on_two_processes_and_sharded(fit):
+    model = "--model TrajectoryLM --model.d_model 16 --model.num_heads 2 --model.num_slots 64"
+    fit(f"{DDP} --run_dir memory_two", model=model)
+    assert_equal(*(torch.load(fit.cwd / "memory_two" / f"rank{r}.pt", weights_only=True) for r in (0, 1)))
+    fit(f"{FSDP} --run_dir memory_sharded", model=model)
+    two, sharded = read_checkpoint(last(fit, "memory_two")), read_checkpoint(last(fit, "memory_sharded"))
+    for name, value in two["state_dict"].items():
+        torch.testing.assert_close(sharded["state_dict"][name], value, rtol=0, atol=1e-6)
+
+
+def test_a_batch_that_does_not_split_is_refused(fit):
+    process = fit("--trainer.devices 3 --trainer.strategy ddp --run_dir odd", expect=2)
+    assert process.stderr.count("error:") == 1
+    assert "--data.batch_size 4 does not split over 3 processes" in process.stderr
+
+
+def test_muon_is_one_optimizer_over_two_processes_and_refuses_sharding(fit):
+    muon = "--optim.optimizer muon"
+    fit(f"{muon} {GROWTH} {DDP} --run_dir muon_two")
+    assert_equal(*(torch.load(fit.cwd / "muon_two" / f"rank{r}.pt", weights_only=True) for r in (0, 1)))
+    fit(f"{muon} {GROWTH} --run_dir muon_one")
+    one, two = read_checkpoint(last(fit, "muon_one")), read_checkpoint(last(fit, "muon_two"))
+    for name, value in one["state_dict"].items():
+        torch.testing.assert_close(two["state_dict"][name], value, rtol=0, atol=1e-3)  # its products are bfloat16
+    process = fit(f"{muon} {FSDP} --run_dir muon_sharded", expect=2)
+    assert "--optim.optimizer muon" in process.stderr
+    assert not (fit.cwd / "muon_sharded").exists()

@@ -1,0 +1,374 @@
+"""`python -m app scorecard`: verdicts on made-up numbers, tables, files, mistakes, tiny runs. No time is asserted."""
+
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import get_args
+
+import pytest
+from rich.console import Console
+
+from app.__main__ import main
+from app.cli.parsing import split_groups
+from app.scorecard import candidates
+from app.scorecard import measure as measuring
+from app.scorecard import requirements as verdicts
+from app.scorecard import training as learning
+from app.scorecard.candidates import Spec
+from app.scorecard.card import (
+    Finding,
+    Measure,
+    Scorecard,
+    card_markdown,
+    number,
+    renderables,
+    summary_markdown,
+    summary_table,
+)
+from app.scorecard.command import BudgetName, Task
+from app.scorecard.costs import Costs, Streamed, Timing
+from app.scorecard.measure import Budget
+from app.scorecard.operations import Probed
+from app.scorecard.report import write_events
+from app.scorecard.training import BINDING, Job, Learning, Trained
+from models.optim import Optim
+
+LEARNING = Learning(
+    2, 2, 2, 2, copying_rows=2, recall_rows=1, char_rows=2, binding_rows=4, seq_len=16, test_rows=1, test_chars=1024
+)
+TIMING = Timing((16, 32), tokens=32, repeats=1, seconds=0.0, stream_tokens=200, stream_seconds=60.0)
+TINY = Budget(LEARNING, TIMING, seeds=1)
+OURS, ONE, TWO = (Spec(name, {}, Optim()) for name in ("Ours", "One", "Two"))
+REQUIREMENTS = (
+    "sub-quadratic", "parallel over time", "as good on the three tasks", "no maximum length", "faster", "no task rules",
+    "fewer parameters", "not an existing method", "asymmetric, ordered, compositional",
+)  # fmt: skip
+
+
+# Verdicts -------------------------------------------------------------------------------------------------------------
+
+
+def trained(values, parameters=90, fingerprint="f", body=50):
+    return Trained(fingerprint, parameters, body, tokens=1, seconds=1.0, values=values)
+
+
+def text(bits, longer=0.0):
+    return {"bits/16": bits, "bits/64": bits + longer, "bits/256": bits, "bits/1024": bits}
+
+
+def recalled(accuracy, easiest=0.9, by_value=0.0):
+    return {"accuracy": accuracy, "by_key": easiest, "by_value": by_value}
+
+
+def bound(own):
+    return {"own": own, "swapped": 1 - own, "first": 0.0, "last": 0.0}
+
+
+PASSES = {
+    "copying": trained({"accuracy": 0.6}),
+    "recall": trained(recalled(0.7)),
+    "char_text": trained(text(2.2)),
+    BINDING: trained(bound(0.9)),
+}
+BASELINES = [
+    (ONE, "copying", trained({"accuracy": 0.5}, 100)),
+    (ONE, "recall", trained(recalled(0.0, 0.0), 100)),
+    (ONE, "char_text", trained(text(2.3, longer=3.0), 100)),
+    (ONE, BINDING, trained(bound(0.5))),
+]
+PROBED = Probed((64, 4096), (100, 136), (1024, 4096), (1024, 4096), 131, ())
+COSTS = Costs((16, 32), (0.9, 0.8), (0.7, 0.6), (1.1, 1.7), (1.0, 1.0), (0.0, 0.5))
+STREAMED = Streamed(1000, 1000, 1.1, (8, 8))
+
+
+def measured(tasks=None, two_layers=None, **changes):
+    """A candidate that passes everything, but for the changes."""
+    ours = [(OURS, task, one) for task, one in (PASSES | (tasks or {})).items() if one]
+    found = [*ours, *BASELINES, (TWO, "recall", two_layers or trained(recalled(0.4), 120))]
+    jobs = [(Job(spec, task, 1, LEARNING, "", ""), one) for spec, task, one in found]
+    whole = verdicts.Measured(
+        OURS, ONE, TWO, LEARNING, verdicts.Trainings(jobs), (PROBED, PROBED), COSTS, (STREAMED, STREAMED)
+    )
+    return replace(whole, **changes)
+
+
+def verdicts_of(m):
+    return {finding.requirement: finding.passed for finding in verdicts.findings(m)}
+
+
+def test_who_passes_everything_passes_everything():
+    assert verdicts_of(measured()) == dict.fromkeys(REQUIREMENTS, True)
+
+
+TASKS, BINDS = "as good on the three tasks", "asymmetric, ordered, compositional"
+LOOP, PAIRS = replace(PROBED, counts=(100, 160)), replace(PROBED, pairs=("bmm (131, 131)",))
+FAILURES = {
+    "time": ({"costs": replace(COSTS, time_exponents=(1.6, 1.7))}, {"sub-quadratic": False}),
+    "memory": ({"costs": replace(COSTS, memory_exponents=(1.3, 1.0))}, {"sub-quadratic": False}),
+    "tensor": ({"probed": (replace(PROBED, largest=(1, 16)), PROBED)}, {"sub-quadratic": False}),
+    "time not fitted": ({"costs": replace(COSTS, time_exponents=(None, None))}, {"sub-quadratic": None}),
+    "loop": ({"probed": (LOOP, PROBED)}, {"parallel over time": False}),
+    "pairs": ({"probed": (PAIRS, PROBED)}, {"not an existing method": False}),
+    "the baseline's pairs": ({"probed": (PROBED, PAIRS)}, {}),
+    "copying": ({"tasks": {"copying": trained({"accuracy": 0.49})}}, {TASKS: False}),
+    "one layer is no bar for recall": ({"tasks": {"recall": trained(recalled(0.3))}}, {TASKS: False}),
+    "both at chance": (
+        {"tasks": {"recall": trained(recalled(0.01))}, "two_layers": trained(recalled(0.0))},
+        {TASKS: False},
+    ),
+    "bits": ({"tasks": {"char_text": trained(text(2.31))}}, {TASKS: False}),
+    "diverged": (
+        {"tasks": {"char_text": trained(text(float("nan")))}},
+        {TASKS: False, "no maximum length": False},
+    ),
+    "a task that was not trained": (
+        {"tasks": {"copying": None}},
+        {TASKS: None, "fewer parameters": None},
+    ),
+    "recall that was not trained": (
+        {"tasks": {"recall": None}},
+        {TASKS: None, "fewer parameters": None, BINDS: None},
+    ),
+    "longer windows": ({"tasks": {"char_text": trained(text(2.2, longer=0.06))}}, {"no maximum length": False}),
+    "slower and slower": ({"streamed": (replace(STREAMED, slowdown=1.6), STREAMED)}, {"no maximum length": False}),
+    "growing": (
+        {"streamed": (replace(STREAMED, tokens=300, state_bytes=(8, 16)), STREAMED)},
+        {"no maximum length": False},
+    ),
+    "broken off": ({"streamed": (replace(STREAMED, tokens=300), STREAMED)}, {"no maximum length": None}),
+    "broken off, but slower already": (
+        {"streamed": (replace(STREAMED, tokens=300, slowdown=1.6), STREAMED)},
+        {"no maximum length": False},
+    ),
+    "training at one length": ({"costs": replace(COSTS, training=(1.0, 0.5))}, {"faster": False}),
+    "decoding at one length": ({"costs": replace(COSTS, decoding=(0.5, 1.1))}, {"faster": False}),
+    "no length": ({"costs": replace(COSTS, seq_lens=(), training=(), decoding=())}, {"faster": None}),
+    "another configuration": (
+        {"tasks": {"copying": trained({"accuracy": 0.6}, fingerprint="g")}},
+        {"no task rules": False},
+    ),
+    "as many parameters": (
+        {"tasks": {"copying": trained({"accuracy": 0.6}, parameters=100)}},
+        {"fewer parameters": False},
+    ),
+    "another body": ({"tasks": {"copying": trained({"accuracy": 0.6}, body=51)}}, {"fewer parameters": False}),
+    "does not recall": ({"tasks": {"recall": trained(recalled(0.7, easiest=0.4))}}, {BINDS: False}),
+    "recalls both ways": ({"tasks": {"recall": trained(recalled(0.7, by_value=0.9))}}, {BINDS: False}),
+    "binds by a shortcut": ({"tasks": {BINDING: trained(bound(0.5))}}, {BINDS: False}),
+}
+
+
+@pytest.mark.parametrize("name", FAILURES)
+def test_each_failure_fails_its_requirement_alone(name):
+    changes, expected = FAILURES[name]
+    assert verdicts_of(measured(**changes)) == dict.fromkeys(REQUIREMENTS, True) | expected
+
+
+def test_several_seeds_count_by_their_mean_and_show_their_spread():
+    jobs = [
+        (Job(OURS, "copying", seed, LEARNING, "", ""), trained({"accuracy": value}))
+        for seed, value in enumerate((0.3, 0.5, 0.7))
+    ]
+    m = measured(trainings=verdicts.Trainings([*jobs, *measured().trainings.found[1:]]))
+    measure = verdicts.copying(m)
+    assert (measure.value, measure.spread, measure.passed) == (pytest.approx(0.5), pytest.approx(0.2), True)
+
+
+def test_what_is_not_measured_is_never_passed():
+    good, bad, told = Measure("a", 1.0, "<= 1", True), Measure("b", 2.0, "<= 1", False), Measure("c", 3.0)
+    missing = Measure.at_most("d", None, 1)
+    assert missing.passed is None
+    assert Finding("r", "", (good, told)).passed is True
+    assert Finding("r", "", (good, missing)).passed is None
+    assert Finding("r", "", (bad, missing)).passed is False
+    assert Finding("r", "", (told,)).passed is None
+    assert Measure.below("e", 1.0, 1.0).passed is False
+    assert Measure.at_most("e", float("nan"), 1.0) == Measure("e", None, "<= 1", False)
+
+
+# Tables and files -----------------------------------------------------------------------------------------------------
+
+
+def card(name="Ours", relatives="Nearest relatives: none [1].", **changes):
+    return Scorecard(name, verdicts.findings(measured(**changes)), relatives, {"seeds": [1]})
+
+
+def printed(*parts):
+    console = Console(width=100, file=io.StringIO())
+    for part in parts:
+        console.print(part, highlight=False)
+    return console.file.getvalue().splitlines()
+
+
+def test_a_scorecard_survives_json():
+    one = card(tasks={"char_text": trained(text(float("nan")))})
+    assert Scorecard.of(json.loads(json.dumps(one.plain(), allow_nan=False))) == one
+    assert one.plain()["passed"]["as good on the three tasks"] is False
+
+
+def test_the_table_has_a_line_for_each_measure_in_100_columns():
+    one = card(costs=replace(COSTS, seq_lens=(4096, 16_384)), **FAILURES["does not recall"][0])
+    lines = printed(*renderables(one))
+    for finding in one.findings:
+        for measure in finding.measures:
+            (line,) = [line for line in lines if f"    {measure.name} " in line]
+            assert measure.bar in line
+    assert "does not recall" in "".join(lines)
+    assert lines[-1] == "Nearest relatives: none [1]."
+    assert "Ours names no nearest relatives" in printed(*renderables(card(relatives="")))[-1]
+
+
+def test_the_table_of_all_models_fits_100_columns_and_markdown_agrees():
+    cards = [card(name) for name in candidates.model_names()]
+    cards[1] = card(cards[1].model, probed=(LOOP, PROBED))
+    lines = printed(summary_table(cards))
+    assert all(one.model in lines[1] for one in cards)
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in summary_markdown(cards).splitlines()]
+    assert rows[0] == ["requirement", *(one.model for one in cards)]
+    assert [row[0] for row in rows[2:]] == list(REQUIREMENTS)
+    assert [row[2].split(",")[0] == "**fail**" for row in rows[2:]] == [row[0] == REQUIREMENTS[1] for row in rows[2:]]
+    assert all(row[1].startswith("pass, ") for row in rows[2:])
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(None, "-"), (0, "0"), (1.0, "1"), (0.5, "0.500"), (0.00123, "0.0012"), (-1e-9, "0.0000"), (123456.0, "123,456")],
+)
+def test_numbers_are_short(value, shown):
+    assert number(value) == shown
+
+
+def test_events_are_replaced_whole(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for _ in range(2):
+        write_events(tmp_path, card(probed=(PAIRS, PROBED)))
+        (file,) = tmp_path.iterdir()
+    events = EventAccumulator(str(file)).Reload()
+    assert set(events.Tags()["scalars"]) == {tag for tag, _ in card().scalars()}
+    scalar = {tag: events.Scalars(tag)[0].value for tag in events.Tags()["scalars"]}
+    assert scalar["scorecard/not_an_existing_method/passed"] == 0
+    assert scalar["scorecard/as_good_on_the_three_tasks/char_LM_bits_per_character"] == pytest.approx(2.2)
+    assert "scorecard/table/text_summary" in events.Tags()["tensors"]
+
+
+# The command line -----------------------------------------------------------------------------------------------------
+
+
+def test_choices_of_options_are_what_there_is():
+    assert get_args(Task) == learning.TASKS
+    assert get_args(BudgetName) == tuple(measuring.BUDGETS)
+
+
+def test_options_of_groups_are_told_from_others():
+    args = ["--model", "X", "--model.a", "-1", "--out", "o", "--optim.b=2", "--other.c", "3", "--model.d"]
+    others, groups = split_groups(args, ("model", "optim"))
+    assert others == ["--model", "X", "--out", "o", "--other.c", "3"]
+    assert groups == {"model": ("--model.a", "-1", "--model.d"), "optim": ("--optim.b=2",)}
+
+
+@pytest.fixture
+def tiny(monkeypatch, tmp_path, tiny_text):
+    """Options of a run of seconds, of two models as if there were no others, in an empty folder."""
+    monkeypatch.setitem(measuring.BUDGETS, "quick", TINY)
+    monkeypatch.setattr(candidates, "model_names", lambda: ("Palm", "TokenFormer"))
+    monkeypatch.chdir(tmp_path)
+    return ["--corpus", str(tiny_text.with_name("long.txt")), "--workers", "1", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def long_text(tiny_text):
+    """A text that is long enough to test on windows of 1,024 characters."""
+    path = tiny_text.with_name("long.txt")
+    path.write_text(tiny_text.read_text(encoding="utf-8") * 3, encoding="utf-8")
+
+
+def test_all_models_are_measured_and_the_baseline_once(tiny, tmp_path, capsys):
+    assert main(["scorecard", *tiny]) == 0
+    out = capsys.readouterr().out
+    assert out.count("Transformer, 1 layer(s)") == 4
+    assert out.count("Transformer, 2 layer(s)") == 1
+    assert out.count("Palm, 1 layer(s)") == out.count("TokenFormer, 1 layer(s)") == 4
+    folder = tmp_path / "runs/scorecard"
+    names = sorted(path.name.partition(".tfevents")[0] for path in folder.rglob("*") if path.is_file())
+    assert names == sorted(["events.out", "scorecard.json", "scorecard.md"] * 2 + ["scorecard.json", "scorecard.md"])
+    content = json.loads((folder / "scorecard.json").read_text(encoding="utf-8"))
+    cards = [Scorecard.of(plain) for plain in content["cards"]]
+    assert (folder / "scorecard.md").read_text(encoding="utf-8") == summary_markdown(cards)
+    assert (folder / "Palm/scorecard.md").read_text(encoding="utf-8") == card_markdown(cards[0])
+    for one in cards:
+        assert tuple(finding.requirement for finding in one.findings) == REQUIREMENTS
+        assert one.about["baseline"]["options"] == candidates.baseline(128).options
+        tokens = {(run["task"], run["tokens"]) for run in one.about["trainings"]}
+        assert len(tokens) == 4  # equal for all who trained on a task
+    palm, tokenformer = ({f.requirement: f.passed for f in one.findings} for one in cards)
+    assert palm["not an existing method"] is palm["no task rules"] is True
+    assert tokenformer["not an existing method"] is False
+
+
+def test_options_reach_the_candidate_and_what_is_left_out_stays_open(tiny, tmp_path):
+    options = ["--model.d_model", "16", "--model.num_heads=2", "--optim.learning_rate", "1e-3", "--seeds", "2"]
+    assert main(["scorecard", "--model", "Palm", *options, "--tasks", "copying", "--out", "here", *tiny]) == 0
+    one = Scorecard.of(json.loads((tmp_path / "here/Palm/scorecard.json").read_text(encoding="utf-8")))
+    assert one.about["candidate"]["options"]["d_model"] == one.about["baseline"]["options"]["d_model"] == 16
+    assert one.about["candidate"]["optim"]["learning_rate"] == 1e-3
+    assert one.about["seeds"] == [1, 2]
+    assert {run["task"] for run in one.about["trainings"]} == {"copying", "binding"}
+    measures = {measure.name: measure for finding in one.findings for measure in finding.measures}
+    assert measures["char LM, bits per character"].passed is None
+    assert measures["recall, accuracy"].value is None
+    assert measures["copying, accuracy (lengths 64 to 1,024)"].spread is not None
+
+
+def test_an_interrupted_run_leaves_whole_scorecards_alone(tiny, tmp_path, monkeypatch, capsys):
+    measure_costs = measuring.measure_costs
+
+    def interrupted(model, *args):
+        if type(model).__name__ == "TokenFormer":
+            raise KeyboardInterrupt
+        return measure_costs(model, *args)
+
+    monkeypatch.setattr(measuring, "measure_costs", interrupted)
+    assert main(["scorecard", "--tasks", "copying", *tiny]) == 130
+    files = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.*") if path.is_file()}
+    assert {name.partition(".tfevents")[0] for name in files} == {
+        f"runs/scorecard/Palm/{name}" for name in ("events.out", "scorecard.json", "scorecard.md")
+    }
+    assert capsys.readouterr().err == ""
+
+
+MISTAKES = {
+    "--model Plam": ("--model Plam", "'Palm'", "TokenFormer, all"),
+    "--budget quik": ("--budget quik", "'quick', 'full'"),
+    "--tasks copyng": ("--tasks copyng", "'copying', 'recall', 'char_text'"),
+    "--tasks [copying,text]": ("--tasks text", "'char_text'"),
+    "--tasks []": ("--tasks is empty",),
+    "--model.d_model 64": ("--model.d_model is for one model",),
+    "--model Palm --model.rnk 3": ("--model.rnk", "'--model.rank'"),
+    "--model Palm --model.rank abc": ("--model.rank abc", "int"),
+    "--model Palm --model.d_model 24": ("--model.d_model 24", "--model.num_heads 8"),
+    "--model Palm --model.vocab_size 3": ("--model.vocab_size", "task"),
+    "--optim.lr 3": ("--optim.lr", "'--optim.learning_rate'"),
+    "--optim.learning_rate -1": ("--optim.learning_rate -1",),
+    "--corpus none.txt": ("--corpus none.txt", "neither a file"),
+    "--corpus short.txt": ("--corpus short.txt is too short", "1024"),
+    "--seed -1": ("--seed -1",),
+    "--seeds 0": ("--seeds is 0",),
+    "--workers 0": ("--workers is 0",),
+    "--threads 0": ("--threads is 0",),
+    "--out short.txt/here": ("--out short.txt/here", "short.txt is no folder"),
+}
+
+
+@pytest.mark.parametrize("line", MISTAKES)
+def test_a_mistake_is_told_before_anything_is_measured(tiny, line, tmp_path, capsys):
+    Path("short.txt").write_text("too short\n" * 9, encoding="utf-8")
+    assert main(["scorecard", *tiny, *line.split()]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    for words in MISTAKES[line]:
+        assert words in err
+    assert [path.name for path in tmp_path.iterdir()] == ["short.txt"]

@@ -1,0 +1,365 @@
+"""Studies as a user calls them: `compare` and `growth-study` on tiny models, killed, gone on with, and reported."""
+
+import csv
+import json
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from app.__main__ import main
+from app.output.intervals import spread
+from app.study.processes import alone, is_done, plain_commands, resumed, stages, visible
+from app.study.study import Planned, Study, compact, gather, read_study, records_in
+
+ROOT = Path(__file__).resolve().parents[3]
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+PRESET = """
+model: {{class_path: {model}, init_args: {{d_model: 16, num_heads: 2}}}}
+data:
+  class_path: CharText
+  init_args: {{corpus: {corpus}, seq_len: 16, batch_size: 4, split: 90/10}}
+optim: {{learning_rate: 1.0e-2, warmup_steps: 2}}
+trainer: {{limit_val_batches: 2, limit_test_batches: 2}}
+"""
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Path:
+    """A text of words, so that there is something to learn."""
+    path = tmp_path_factory.mktemp("corpus") / "words.txt"
+    path.write_text("".join(f"the {n % 7} cats and {n % 5} dogs\n" for n in range(600)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def presets(corpus, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("presets")
+    for model in ("Transformer", "PotatoLM"):
+        (folder / f"text_{model.lower()}.yaml").write_text(PRESET.format(model=model, corpus=corpus))
+    return folder
+
+
+def call(capsys, *args) -> tuple[int, str, str]:
+    code = main([str(arg) for arg in args])
+    return code, *capsys.readouterr()
+
+
+def comparison(presets, out, *more) -> list:
+    return [
+        "compare", "--presets", presets, "--tasks", "[text]", "--models", "[Transformer,PotatoLM]", "--tokens", "1280",
+        "--learning_rates", "[0.01,1]", "--seeds", "[1,2]", "--validations", "2", "--out", out, *more,
+    ]  # fmt: skip
+
+
+# A record, made up ----------------------------------------------------------------------------------------------------
+
+
+def record(**changes):
+    """A record as `callbacks.records` writes it."""
+    spent = {"step": 100, "tokens": 1000, "flops": 2000, "seconds": 1.5, "parameters": 50}
+    history = [{**spent, "step": n, "train/loss": 3 - n / 100} for n in range(1, 101)]
+    history.insert(50, {**spent, "step": 50, "val/loss": 2.5, "val/bits_per_char": 3.6, "val/loss/long": 2.6})
+    return {
+        "format": 1, "command": ["app"], "model": "Transformer", "model_options": {}, "history": history,
+        "data": "CharText", "data_options": {}, "optim": {}, "seed": 1, "max_steps": 100, "versions": {"torch": "2"},
+        "device": "cpu", "processes": 1, "precision": "32-true", **spent, "status": "finished", "growth_events": [],
+        "final": {**spent, "val/loss": 2.512345678912},
+    } | changes  # fmt: skip
+
+
+def lay(folder, plain) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "record.json").write_text(json.dumps(plain))
+    (folder / "checkpoints").mkdir()
+    (folder / "checkpoints" / "last.ckpt").write_text("")
+    return folder
+
+
+# Files ----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_compact_record_keeps_validations():
+    short = compact(record())
+    assert "command" not in short
+    (validation,) = short["history"]
+    assert validation["val/bits_per_char"] == 3.6
+    assert "val/loss/long" not in validation
+    assert short["final"]["val/loss"] == 2.512346
+
+
+def test_a_study_is_read_as_it_was_written(tmp_path):
+    plan = [Planned("a", {"seed": 1}, ["--x=1"]), Planned("b", {"seed": 2}, ["--x=2"], test=False)]
+    study = Study("compare", "python -m app compare", {"n": 1}, plan, {"a": compact(record())}, {"rows": [1]})
+    study.save(tmp_path)
+    assert read_study(tmp_path / "study.json") == study
+    assert [run.name for run in study.runs()] == ["a"]
+    assert study.runs(seed=2) == []
+
+
+@pytest.mark.parametrize(("content", "reason"), [
+    ("{", "cannot be read as a study"),
+    ('{"format": 9}', "format 9, not 1"),
+    ('{"format": 1}', "'runs' is missing"),
+    ("[]", "cannot be read as a study"),
+])  # fmt: skip
+def test_a_damaged_study_is_named(tmp_path, content, reason):
+    (tmp_path / "study.json").write_text(content)
+    with pytest.raises(ValueError, match=reason):
+        read_study(tmp_path / "study.json")
+
+
+def test_runs_are_gathered_from_folders_and_studies_and_what_is_damaged_is_named(tmp_path):
+    lay(tmp_path / "runs" / "one", record())
+    lay(tmp_path / "runs" / "deep" / "two", record(seed=2))
+    lay(tmp_path / "runs" / "old", record(format=0))
+    lay(tmp_path / "runs" / "broken", {})
+    found = gather([tmp_path / "runs"])
+    assert sorted(run.record["seed"] for run in found.runs) == [1, 2]
+    assert len(found.skipped) == 2
+    study = Study("compare", "", {}, [Planned(name, {}, []) for name in "abc"], {"a": record(), "b": record(seed=3)})
+    study.findings = {"chosen": ["b"]}
+    study.save(tmp_path / "runs" / "deep")
+    assert sorted(run.record["seed"] for run in gather([tmp_path / "runs"]).runs) == [1, 3]
+    assert list(records_in(tmp_path / "runs" / "one")) == [tmp_path / "runs" / "one" / "record.json"]
+
+
+# What is left to do ---------------------------------------------------------------------------------------------------
+
+
+def test_what_is_left_of_a_run(tmp_path):
+    run = Planned("a", {}, ["--x=1"])
+    assert [stage[0] for stage in stages(run, tmp_path / "a")] == ["fit", "test"]
+    folder = lay(tmp_path / "a", record(status="interrupted"))
+    assert stages(run, folder)[0] == ["fit", "--ckpt_path", str(folder / "checkpoints" / "last.ckpt")]
+    (folder / "record.json").write_text(json.dumps(record()))
+    assert [stage[0] for stage in stages(run, folder)] == ["test"]
+    assert plain_commands([run], tmp_path).startswith("python -m app test --ckpt_path ")
+    (folder / "record.json").write_text(json.dumps(record(test={"test/loss": 1.0})))
+    assert is_done(run, folder)
+    assert plain_commands([run], tmp_path) == ""
+    (folder / "record.json").write_text(json.dumps(record(status="failed: the loss is not finite")))
+    assert is_done(run, folder)
+
+
+def test_other_options_under_the_same_name_are_refused(tmp_path):
+    Study("compare", "", {}, [Planned("a", {}, ["--x=1", "--y=2"])]).save(tmp_path)
+    with pytest.raises(ValueError, match=r"holds a with other options \(--x=1 -> --x=3\)"):
+        resumed(Study("compare", "", {}, [Planned("a", {}, ["--x=3", "--y=2"])]), tmp_path)
+    with pytest.raises(ValueError, match="made by `compare`"):
+        resumed(Study("growth-study", "", {}, []), tmp_path)
+
+
+def test_a_run_sees_the_gpu_that_it_was_given(monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert visible(1) == "1"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
+    assert visible(1) == "5"
+
+
+def test_a_damaged_study_is_made_anew_from_the_runs(tmp_path):
+    lay(tmp_path / "a", record(test={"test/loss": 1.0}))
+    (tmp_path / "study.json").write_text("{")
+    study = Study("compare", "", {}, [Planned("a", {}, []), Planned("b", {}, [])])
+    with pytest.raises(ValueError, match="move it away"):
+        resumed(study, tmp_path)
+    (tmp_path / "study.json").unlink()
+    assert resumed(study, tmp_path).records.keys() == {"a"}
+
+
+def test_two_processes_do_not_work_in_one_folder(tmp_path):
+    with alone(tmp_path), pytest.raises(ValueError, match="another process works there"), alone(tmp_path):
+        pass
+
+
+# compare --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_comparison_is_killed_goes_on_and_is_reported(presets, tmp_path, capsys):
+    out = tmp_path / "study"
+    command = [sys.executable, "-m", "app", *map(str, comparison(presets, out, "--workers", 1))]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout.readline().startswith("1/4 text-Transformer-1.28k-lr0.01-s1: loss ")
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 143
+    done = out / "text-Transformer-1.28k-lr0.01-s1" / "record.json"
+    before = done.stat().st_mtime_ns
+
+    code, printed, _ = call(capsys, *comparison(presets, out, "--print_commands"))
+    assert code == 0
+    assert printed.count("python -m app fit") == 3
+    assert "-s2" not in printed  # of which the learning rate is not chosen yet
+
+    code, printed, err = call(capsys, *comparison(presets, out, "--workers", 2))
+    assert (code, err) == (0, "")
+    assert "lr0.01-s2" not in printed
+    assert "text-PotatoLM-1.28k-lr1-s2" in printed
+    assert done.stat().st_mtime_ns == before
+    study = read_study(out / "study.json")
+    assert len(study.records) == len(study.plan) == 6
+    assert sorted(study.findings["chosen"]) == sorted(run.name for run in study.plan if "lr1" in run.name)
+    assert {run.record["tokens"] for run in study.runs()} == {1280}
+    rows = list(csv.DictReader((out / "compare.csv").open()))
+    assert [row["chosen"] for row in rows] == ["False", "True"] * 2 + ["True"] * 2
+    for row in study.findings["rows"]:
+        ours = [float(r["test/bits_per_char"]) for r in rows if r["model"] == row["model"] and r["chosen"] == "True"]
+        assert row["values"][""] == pytest.approx(ours)
+    assert study.findings["rows"][1]["difference"]["low"] is not None
+    assert all("split=90/5/5" in option for run in study.plan for option in run.options if "--data." in option)
+
+    before = (out / "study.json").read_bytes()
+    code, printed, _ = call(capsys, *comparison(presets, out))
+    assert code == 0
+    assert not re.search(r"^\d+/\d+ ", printed, re.M)
+    assert (out / "study.json").read_bytes().split(b"\n", 1)[1] == before.split(b"\n", 1)[1]
+
+    code, printed, _ = call(capsys, "report", out, "--out", tmp_path / "RESULTS.md")
+    assert code == 0
+    text = (tmp_path / "RESULTS.md").read_text()
+    for row in study.findings["rows"]:
+        assert f"| {spread(row['values'][''])} |" in text
+    assert (tmp_path / "results" / "study-text.png").read_bytes().startswith(b"\x89PNG")
+    assert call(capsys, "report", out, "--out", tmp_path / "RESULTS.md")[0] == 0
+    assert (tmp_path / "RESULTS.md").read_text() == text
+
+    code, _, err = call(capsys, *comparison(presets, out, "--validations", "1"))
+    assert code == 2
+    assert "with other options" in err
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    (["--tokens", "100"], "--tokens 100 are 2 steps of Transformer on text, not more than the 2 of its warm-up"),
+    (["--tokens", "0"], "--tokens [0.0] must be above 0"),
+    (["--flops", "1e9"], "give one budget: --tokens, such as 1e6, or --flops"),
+    (["--models", "[Transfomer]"], "no such model; did you mean 'Transformer'?"),
+    (["--models", "[Palm]"], "has no file text_*.yaml whose model is Palm; write one, as text_palm.yaml"),
+    (["--tasks", "[txt]"], "--tasks txt: no such task; did you mean 'text'?"),
+    (["--d_models", "[15]"], "--d_models 15: --model.d_model 15 does not split"),
+    (["--d_models", "[16,0]"], "--d_models 0 is no width"),
+    (["--seeds", "[1,1]"], "--seeds [1, 1] names one twice"),
+    (["--seeds", "[-1]"], "--seeds -1 is not between 0 and 2^32 - 1"),
+    (["--learning_rates", "[0]"], "--learning_rates [0.0] must be above 0"),
+    (["--workers", "0"], "--workers is 0; it must be at least 1"),
+    (["--trainer.max_steps", "3"], "--trainer.max_steps is given by the study's own options"),
+    (["--trainer.acelerator", "cpu"], "did you mean '--trainer.accelerator'?"),
+    (["--presets", "nowhere"], "--presets nowhere is no folder"),
+])  # fmt: skip
+def test_mistakes_of_a_comparison_end_in_one_line(presets, tmp_path, capsys, options, message):
+    code, out, err = call(capsys, *comparison(presets, tmp_path / "study", *options))
+    assert (code, out) == (2, "")
+    assert message in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "study").exists()
+
+
+def test_widths_go_along():
+    from app.compare.command import PRESETS
+    from app.compare.plan import model_options, preset
+
+    tokenformer = preset(ROOT / PRESETS, "shakespeare", "TokenFormer")
+    sized = model_options(tokenformer, 32)
+    assert {name: sized[name] for name in ("d_model", "num_heads", "num_param_tokens", "num_ffn_param_tokens")} == {
+        "d_model": 32, "num_heads": 2, "num_param_tokens": 16, "num_ffn_param_tokens": 128
+    }  # fmt: skip
+    assert sized["rope_base"] == 100
+    assert model_options(tokenformer, 0) == tokenformer.model_options
+
+
+# growth-study ---------------------------------------------------------------------------------------------------------
+
+
+def study_of_growth(corpus, out, *more) -> list:
+    return [
+        "growth-study", "--corpora", f"[{corpus}]", "--seeds", "[1]", "--recipes", "[exact,published]", "--steps", "24",
+        "--scratch_budgets", "[0.5,1]", "--rewarm_steps", "1", "--validations", "2", "--val_batches", "2",
+        "--test_batches", "4", "--model.d_model", "16", "--model.num_heads", "2", "--model.num_param_tokens", "16",
+        "--model.num_ffn_param_tokens", "64", "--data.seq_len", "16", "--data.batch_size", "4",
+        "--optim.warmup_steps", "1", "--out", out, *more,
+    ]  # fmt: skip
+
+
+def test_growth_is_compared_at_equal_flops(corpus, tmp_path, capsys):
+    out = tmp_path / "growth"
+    code, printed, err = call(capsys, *study_of_growth(corpus, out))
+    assert (code, err) == (0, "")
+    assert "5/5" in printed
+    study = read_study(out / "study.json")
+    (whole,) = study.runs(recipe="scratch", budget=1.0)
+    step = whole.record["flops"] / whole.record["step"]
+    for run in study.runs(budget=1.0):
+        assert abs(run.record["flops"] - whole.record["flops"]) <= step  # all stages counted
+    by_recipe = {run.labels["recipe"]: run for run in study.runs(budget=1.0)}
+    assert by_recipe["exact"].record["parameters"] == whole.record["parameters"]
+    assert by_recipe["small"].record["parameters"] < whole.record["parameters"]
+    assert [event["step"] for event in by_recipe["exact"].record["growth_events"]] == [
+        sum(by_recipe["exact"].labels["stages"][:n]) for n in (1, 2, 3)
+    ]
+    jumps = {row["recipe"]: row["jump"] for row in study.findings["rows"]}
+    assert abs(jumps["exact"]) < 1e-4 < 0.005 < jumps["published"]
+    assert "changes" in (out / "growth_study.md").read_text()
+    assert len(list(csv.DictReader((out / "growth_study.csv").open()))) == 5
+    code, printed, _ = call(capsys, *study_of_growth(corpus, out))
+    assert code == 0
+    assert not re.search(r"^\d+/\d+ ", printed, re.M)
+    code, _, _ = call(capsys, "report", out, "--out", tmp_path / "R.md")
+    text = (tmp_path / "R.md").read_text()
+    assert code == 0
+    assert "compute saved" in text.split("\n\n")[2]
+    assert (tmp_path / "r" / "growth-words.png").exists()
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    (["--recipes", "[exakt]"], "--recipes exakt: no such recipe; did you mean 'exact'?"),
+    (["--steps", "6"], "--steps 6: stage 4 of exact would have"),
+    (["--scratch_budgets", "[0.5]"], "must be above 0 and hold 1"),
+    (["--first_fraction", "1.5"], "--first_fraction is 1.5; it must be between 0 and 1"),
+    (["--corpora", "[nowhere.txt]"], "--corpora nowhere.txt"),
+    (["--model.num_headz", "2"], "did you mean '--model.num_heads'?"),
+    (["--data.corpus", "x"], "--data.corpus is given by the study's own options"),
+    (["--optim.learning_rate", "-1"], "--optim.learning_rate"),
+])  # fmt: skip
+def test_mistakes_of_a_growth_study_end_in_one_line(corpus, tmp_path, capsys, options, message):
+    code, out, err = call(capsys, *study_of_growth(corpus, tmp_path / "study", *options))
+    assert (code, out) == (2, "")
+    assert message in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "study").exists()
+
+
+# report ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("args", "message"), [
+    ([], "FILES hold no study: name a study.json"),
+    (["nowhere.json"], "FILES nowhere.json does not exist"),
+    (["note.txt"], "FILES hold no study: note.txt cannot be read as a study"),
+    (["study.json", "--out", "note.txt"], "--out note.txt exists and was not made by report"),
+    (["study.json", "--out", "."], "--out . is a folder"),
+    (["study.json"], "FILES hold no finished run yet"),
+])  # fmt: skip
+def test_mistakes_of_a_report_end_in_one_line(tmp_path, capsys, monkeypatch, args, message):
+    monkeypatch.chdir(tmp_path)
+    Path("note.txt").write_text("mine\n")
+    Study("compare", "", {"d_models": [0]}, [Planned("a", {}, [])]).save(tmp_path)
+    code, _, err = call(capsys, "report", *args)
+    assert code == 2
+    assert message in err
+    assert Path("note.txt").read_text() == "mine\n"
+    assert not Path("RESULTS.md").exists()
+
+
+def test_results_are_what_report_makes_of_the_committed_studies(tmp_path, capsys):
+    """Nobody types a number into RESULTS.md; the last digits of a fit may differ between machines."""
+    results = (ROOT / "RESULTS.md").read_text()
+    (files,) = re.findall(r"`python -m app report (.+)` made this file", results)
+    assert call(capsys, "report", *(ROOT / name for name in files.split()), "--out", tmp_path / "RESULTS.md")[0] == 0
+    made = (tmp_path / "RESULTS.md").read_text()
+    numbers = re.compile(r"(?<![\w.])[+-]?\d[\d,]*\.?\d*(?:e[+-]?\d+)?")
+    ours, theirs = (re.sub(r"`python -m app.*?` made this file", "", text) for text in (results, made))
+    assert numbers.sub("#", ours) == numbers.sub("#", theirs)
+    pairs = zip(*([float(n.replace(",", "")) for n in numbers.findall(text)] for text in (ours, theirs)), strict=True)
+    assert all(a == pytest.approx(b, rel=0.05, abs=2e-3) for a, b in pairs)
+    assert {path.name for path in (tmp_path / "results").iterdir()} == set(re.findall(r"\(results/(.+?)\)", results))

@@ -1,0 +1,126 @@
+"""Imports point one way, functions stay short, every module says what it is: read from the syntax trees."""
+
+import ast
+import graphlib
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+MAY_IMPORT = {
+    "app": {"app", "callbacks", "datamodules", "models"},
+    "callbacks": {"callbacks", "models"},
+    "datamodules": {"datamodules"},
+    "models": {"models"},
+}
+MODELS_MAY_USE = {"lightning", "torch", "torchmetrics"}
+MAX_FUNCTION_LINES = 60
+UNFINISHED = re.compile(r"\b(TODO|FIXME|NotImplementedError)\b")
+
+PATHS = sorted(path for package in MAY_IMPORT for path in (ROOT / package).rglob("*.py"))
+SOURCES = {path.relative_to(ROOT): path.read_text(encoding="utf-8") for path in PATHS}
+TREES = {path: ast.parse(source, filename=str(path)) for path, source in SOURCES.items()}
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {module_name(path): path for path in SOURCES}
+
+
+def imported(path: Path, nodes: Iterator[ast.AST]) -> Iterator[str]:
+    """Yield every module that `nodes` of the file import, by absolute name: `a.b` for `from a import b` if b is one."""
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            anchor = list(path.parts[: len(path.parts) - node.level]) if node.level else []
+            source = ".".join([*anchor, *([node.module] if node.module else [])])
+            for alias in node.names:
+                yield f"{source}.{alias.name}" if f"{source}.{alias.name}" in MODULES else source
+
+
+def all_imports(path: Path) -> set[str]:
+    """Return every module a file imports, also inside functions: a circle broken by a late import is still one."""
+    return set(imported(path, ast.walk(TREES[path])))
+
+
+def offences(found: Iterator[str]) -> None:
+    listed = list(found)
+    assert not listed, "\n".join(listed)
+
+
+def test_there_is_something_to_check():
+    assert SOURCES
+
+
+def test_our_packages_import_each_other_one_way_only():
+    offences(
+        f"{path} imports {name}"
+        for path in SOURCES
+        for name in sorted(all_imports(path))
+        if (package := name.partition(".")[0]) in MAY_IMPORT and package not in MAY_IMPORT[path.parts[0]]
+    )
+
+
+def test_models_know_torch_and_lightning_only():
+    allowed = MODELS_MAY_USE | {"models"} | set(sys.stdlib_module_names)
+    offences(
+        f"{path} imports {name}"
+        for path in SOURCES
+        if path.parts[0] == "models"
+        for name in sorted(all_imports(path))
+        if name.partition(".")[0] not in allowed
+    )
+
+
+def test_no_module_imports_itself_through_others():
+    # Raises CycleError, which lists the circle.
+    graphlib.TopologicalSorter(
+        {name: all_imports(path) & (MODULES.keys() - {name}) for name, path in MODULES.items()}
+    ).prepare()
+
+
+def test_no_wildcard_imports():
+    offences(
+        f"{path}:{node.lineno}"
+        for path, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and any(alias.name == "*" for alias in node.names)
+    )
+
+
+def test_the_command_line_starts_without_torch():
+    heavy = {"lightning", "matplotlib", "tensorboard", "torch", "torchmetrics"}
+    offences(
+        f"{path} imports {name}"
+        for path, tree in TREES.items()
+        if path == Path("app/__main__.py")
+        for name in imported(path, iter(tree.body))
+        if name.partition(".")[0] in heavy
+    )
+
+
+def test_functions_are_short():
+    offences(
+        f"{path}:{node.lineno} {node.name}: {length} lines"
+        for path, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        if (length := node.end_lineno - node.lineno + 1) > MAX_FUNCTION_LINES
+    )
+
+
+def test_every_module_has_a_docstring():
+    offences(f"{path}" for path, tree in TREES.items() if not ast.get_docstring(tree))
+
+
+def test_nothing_is_left_unfinished():
+    offences(
+        f"{path}:{number} {line.strip()}"
+        for path, source in SOURCES.items()
+        for number, line in enumerate(source.splitlines(), start=1)
+        if UNFINISHED.search(line)
+    )
