@@ -1,23 +1,32 @@
-"""What happens beside training: growth, checkpoints, curves, samples, records, and what a person reads."""
+"""What happens beside training: growth, checkpoints, curves, samples, records, and what a person reads.
 
-from callbacks.checkpoints import AtomicCheckpointIO, Checkpoints, RunStopped
-from callbacks.console import Narrator
-from callbacks.growth import Growth
-from callbacks.predictions import Predictions
-from callbacks.records import Record
-from callbacks.samples import Samples
-from callbacks.scaling_curves import ScalingCurves
-from callbacks.throughput import Throughput
+A name is imported when it is first asked for, so that `callbacks.atomic` and `callbacks.record_file`, which reports
+use, load neither torch nor Lightning.
+"""
 
-__all__ = [
-    "AtomicCheckpointIO",
-    "Checkpoints",
-    "Growth",
-    "Narrator",
-    "Predictions",
-    "Record",
-    "RunStopped",
-    "Samples",
-    "ScalingCurves",
-    "Throughput",
-]
+from importlib import import_module
+from typing import Any
+
+MODULES = {
+    "AtomicCheckpointIO": "checkpoints",
+    "Checkpoints": "checkpoints",
+    "Growth": "growth",
+    "Narrator": "console",
+    "Predictions": "predictions",
+    "Record": "records",
+    "RunStopped": "checkpoints",
+    "Samples": "samples",
+    "ScalingCurves": "scaling_curves",
+    "Throughput": "throughput",
+}
+__all__ = list(MODULES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

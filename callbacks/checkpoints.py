@@ -7,9 +7,7 @@ finite stops the run before anything is saved over the last good checkpoint.
 
 from __future__ import annotations
 
-import os
 import signal
-from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -20,26 +18,12 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor
 
+from callbacks.atomic import save_atomically
 from callbacks.common import at_logging_step, in_fit_validation
 from callbacks.console import say
+from callbacks.record_file import CHECKPOINTS, last_checkpoint
 
-LAST = "last.ckpt"
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-
-def save_atomically(write: Callable[[Path], Any], path: Path) -> None:
-    """Let `write` make a temporary file beside `path`, then put it in place; on any failure `path` is as it was."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError on a full disk
-        raise OSError(f"could not write {path} ({error}); what was there before is untouched") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -81,10 +65,10 @@ class Checkpoints(Checkpoint):
     @staticmethod
     def directory(run_dir: Path | str) -> Path:
         """Where a run keeps its checkpoints."""
-        return Path(run_dir) / "checkpoints"
+        return Path(run_dir) / CHECKPOINTS
 
     def _last(self, trainer: L.Trainer) -> Path:
-        return self.directory(trainer.default_root_dir) / LAST
+        return last_checkpoint(Path(trainer.default_root_dir))
 
     # Signals -------------------------------------------------------------------------------------------------------
 

@@ -7,8 +7,6 @@ ends.
 
 from __future__ import annotations
 
-import json
-import math
 import platform
 import subprocess
 import sys
@@ -21,28 +19,18 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from callbacks.checkpoints import RunStopped, save_atomically
+from callbacks.atomic import write_json
+from callbacks.checkpoints import RunStopped
 from callbacks.common import at_logging_step, in_fit_validation, total_steps
 from callbacks.console import say, under
+from callbacks.record_file import FORMAT, RECORD, read_record
 from callbacks.throughput import find_throughput
 from models.base import LanguageModel
 
-FORMAT = 1
 MAX_TRAINING_POINTS = 500
 COLUMNS = ("d_model", "data", "learning_rate", "model", "num_layers", "optimizer", "seed")  # that all models share
 INTERRUPTIONS = (RunStopped, KeyboardInterrupt, SystemExit)  # Lightning's SIGTERMException is a SystemExit
 ROOT = Path(__file__).resolve().parent.parent
-
-
-def read_record(path: Path) -> dict[str, Any]:
-    """Read a record; ValueError says what is wrong with the file."""
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} cannot be read as a record: {error}") from error
-    if not isinstance(record, dict) or record.get("format") != FORMAT or not isinstance(record.get("history"), list):
-        raise ValueError(f"{path} is not a record of format {FORMAT}")
-    return record
 
 
 def read_or_set_aside(path: Path) -> dict[str, Any]:
@@ -55,15 +43,6 @@ def read_or_set_aside(path: Path) -> dict[str, Any]:
         path.replace(path.with_suffix(".json.damaged"))
         say(f"{error}; it was renamed to {path.name}.damaged")
         return {}
-
-
-def finite(value: Any) -> Any:
-    """`value` with null for every number that JSON does not know: NaN and infinities."""
-    if isinstance(value, dict):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def git_commit() -> str | None:
@@ -117,7 +96,7 @@ class Record(L.Callback):
     @staticmethod
     def path(trainer: L.Trainer) -> Path:
         """The record's file."""
-        return Path(trainer.default_root_dir) / "record.json"
+        return Path(trainer.default_root_dir) / RECORD
 
     @rank_zero_only
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -197,8 +176,7 @@ class Record(L.Callback):
         self._save(trainer, self.record)
 
     def _save(self, trainer: L.Trainer, record: dict[str, Any]) -> None:
-        text = json.dumps(finite(record), indent=1, default=str, allow_nan=False)
-        save_atomically(lambda temporary: temporary.write_text(text, encoding="utf-8"), self.path(trainer))
+        write_json(self.path(trainer), record, indent=1)
 
     def _log_hyper_parameters(self, trainer: L.Trainer) -> None:
         """For TensorBoard's HParams: what all models share, once a run folder; costs and quality as hp/*, each time."""

@@ -142,7 +142,7 @@ def cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write the file whole or not at all."""
-    from callbacks.checkpoints import save_atomically
+    from callbacks.atomic import save_atomically
 
     text = jsonlib.dumps(content, indent=2) + "\n"
     save_atomically(lambda temporary: temporary.write_text(text, encoding="utf-8"), path)

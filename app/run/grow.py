@@ -38,7 +38,7 @@ def grow(
     import torch
 
     from app.run.checkpoints import load_model, model_name, read_checkpoint
-    from callbacks.checkpoints import save_atomically
+    from callbacks.atomic import save_atomically
     from models.growth import GrowableModel, check_rewarm, grow_checkpoint
 
     if out_ckpt.exists():

@@ -18,7 +18,7 @@ from app.output.figures import Panel, Series, pixels, save, scaling_figure
 from app.scaling.survey import Attempt, Survey, losses_of, rows_of, sizes_of
 from app.scorecard.report import new_events, write_text
 from app.study.study import command_line
-from callbacks.records import finite
+from callbacks.atomic import finite
 
 CURVE_POINTS = 100
 PANELS = {"L(N)": "parameters N", "L(D)": "training tokens D"}

@@ -12,7 +12,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from app.benchmark.command import write_json
 from app.scorecard.card import Scorecard, card_markdown, renderables, summary_markdown, summary_table
-from callbacks.checkpoints import save_atomically
+from callbacks.atomic import save_atomically
 
 
 def report(card: Scorecard, folder: Path, console: Console) -> Scorecard:

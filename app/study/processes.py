@@ -25,8 +25,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from app.study.study import STUDY_FILE, Planned, Record, Study, compact, read_study
-from callbacks.checkpoints import LAST
-from callbacks.records import read_record
+from callbacks.record_file import LAST, read_record
 
 LOGS = "logs"
 LOCK = ".lock"

@@ -84,8 +84,7 @@ class Study:
 
     def save(self, folder: Path) -> None:
         """Write `study.json` into the folder."""
-        from callbacks.checkpoints import save_atomically
-        from callbacks.records import finite
+        from callbacks.atomic import finite, save_atomically
 
         plain = {"format": FORMAT, "verb": self.verb, "command": self.command, "options": self.options}
         runs = [asdict(run) | {"record": self.records.get(run.name)} for run in self.plan]
@@ -179,7 +178,7 @@ def records_in(path: Path) -> Iterator[Path]:
 
 def runs_of(file: Path) -> list[StudiedRun]:
     """The runs in one file, a record or a study; of a study that has chosen among its runs, the chosen ones."""
-    from callbacks.records import read_record
+    from callbacks.record_file import read_record
 
     if file.name == "record.json":
         return [StudiedRun(str(file.parent), {}, read_record(file))]

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from callbacks import Checkpoints, Growth, Narrator, Predictions, Record, RunStopped, Samples, ScalingCurves, Throughput
 from callbacks.console import say
-from callbacks.records import read_record
+from callbacks.record_file import read_record
 from models import TokenFormer
 
 pytestmark = pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch")

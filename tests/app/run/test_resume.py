@@ -10,7 +10,7 @@ import torch
 from app.run.checkpoints import read_checkpoint
 from app.run.grow import grow
 from callbacks import AtomicCheckpointIO, Checkpoints, Growth, RunStopped
-from callbacks.checkpoints import save_atomically
+from callbacks.atomic import save_atomically
 from datamodules import CharText
 from models import TokenFormer, TrajectoryLM, Transformer
 from models.optim import Optim
