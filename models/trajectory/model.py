@@ -19,7 +19,7 @@ where nothing here is compared but what coincides exactly, and what is read is t
 learn nothing; Engram (arXiv 2601.07372) and Lngram (arXiv 2605.24869) address static tables of parameters by n-grams
 beside a transformer, where memory here is the context alone and replaces attention.
 
-`models/TRAJECTORY.md` tells what was tried, what it gave, and what was kept.
+`docs/log.md` tells what was tried, what it gave, and what was kept.
 
 Shapes: B batch, T time, D width, H heads, E bits, L spans, K positions of a slot, C = L K candidates, V = D / H width
 of a head, N = B T H places.
