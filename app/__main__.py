@@ -12,6 +12,9 @@ import sys
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 
+from app.cli.invocation import carrying_out
+from app.machine import is_first_process, wants_traceback
+
 LIGHTNING_VERBS = {
     "fit": "train a model, or go on with --ckpt_path",
     "validate": "measure a checkpoint on the validation split",
@@ -60,7 +63,7 @@ def run(verb: str, args: list[str]) -> int:
             print(importlib.import_module("app.cli.help").fit_help(verb))
             return 0
         return int(importlib.import_module("app.run.fit").run(verb, args))
-    return int(importlib.import_module("app.cli.parsing").call(function_of(verb), verb, args) or 0)
+    return int(importlib.import_module("app.cli.options").call(function_of(verb), verb, args) or 0)
 
 
 def function_of(verb: str) -> Callable[..., int | None]:
@@ -82,12 +85,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = f"did you mean {near[0]!r}? " if near else ""
         return fail(f"unknown verb {verb!r}; {hint}`python -m app --help` lists them")
     try:
-        return run(verb, args[1:])
+        with carrying_out(args):
+            return run(verb, args[1:])
     except BrokenPipeError:  # whoever read what we print has gone; the rest has no place to go
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (ValueError, OSError) as error:
-        if os.environ.get("GREENHOUSE_TRACEBACK"):
+        if wants_traceback():
             raise
         return fail(str(error))
     except KeyboardInterrupt:
@@ -96,8 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def fail(message: str) -> int:
     """Print one line on standard error, on the first process only; returns exit code 2."""
-    ranks = (os.environ[name] for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK") if name in os.environ)
-    if next(ranks, "0") == "0":
+    if is_first_process():
         print(f"error: {message}", file=sys.stderr)
     return 2
 

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and JSON that every reader knows; imports neither torch nor Lightning."""
+"""Files that are written whole or not at all, in UTF-8; JSON that every reader knows. Imports no torch."""
 
 from __future__ import annotations
 
@@ -30,9 +30,14 @@ def write_text(path: Path, text: str) -> None:
     save_atomically(lambda temporary: temporary.write_text(text, encoding="utf-8"), path)
 
 
+def json_text(content: Any, indent: int | None = None) -> str:
+    """Content as JSON: null for NaN and infinities, text for what JSON has no form for, such as paths."""
+    return json.dumps(finite(content), indent=indent, default=str, allow_nan=False)
+
+
 def write_json(path: Path, content: Any, indent: int | None = None) -> None:
-    """Write a JSON file: null for NaN and infinities, text for what JSON has no form for, such as paths."""
-    write_text(path, json.dumps(finite(content), indent=indent, default=str, allow_nan=False) + "\n")
+    """Write a JSON file."""
+    write_text(path, json_text(content, indent) + "\n")
 
 
 def finite(value: Any) -> Any:

@@ -9,20 +9,16 @@ PyTorch and what needs it are imported by the functions that use them, so that `
 
 from __future__ import annotations
 
-import json as jsonlib
-import platform
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from rich.console import Console
 
 from app.benchmark.results import Curve, Result, renderables
+from app.machine import Device, about_machine, find_device, num_threads
+from callbacks.atomic import write_json
 
 Name = Literal["pattention", "growth", "lightning", "loader", "sparse", "sparse_training", "mixers"]
-Device = Literal["auto", "cpu", "cuda"]
 
 
 def bench(
@@ -55,7 +51,7 @@ def bench(
     check_options(repeats, threads, json)
     check_for_mixers(names, models=models, seq_lens=seq_lens)
     from app.benchmark.mixers import chosen_lengths, chosen_models
-    from app.benchmark.suite import BENCHMARKS, Settings
+    from app.benchmark.suite import BENCHMARKS, BenchSettings
 
     console = Console()
     found: list[Result | Curve] = []
@@ -64,8 +60,8 @@ def bench(
         console.print(f"[dim]measuring {doing} ...[/]", highlight=False)  # no spinner: its thread would be timed too
 
     with num_threads(threads):
-        settings = Settings(repeats, find_device(device), chosen_models(models), chosen_lengths(seq_lens), tell)
-        about = machine(settings.device)
+        settings = BenchSettings(repeats, find_device(device), chosen_models(models), chosen_lengths(seq_lens), tell)
+        about = about_machine(settings.device)
         for name in names:
             tell(f"{name}, {repeats} times")
             found.extend(BENCHMARKS[name].run(name, settings))
@@ -73,7 +69,7 @@ def bench(
         console.print(part, highlight=False)
     console.print(", ".join(f"{key} {value}" for key, value in about.items()))
     if json is not None:
-        write_json(json, {"machine": about, "results": [result.plain() for result in found]})
+        write_json(json, {"machine": about, "results": [result.plain() for result in found]}, indent=2)
     return 0
 
 
@@ -101,48 +97,3 @@ def check_for_mixers(names: tuple[str, ...], **options: list[Any] | None) -> Non
             raise ValueError(f"--{option} is for mixers, which is not measured here; leave it out or add mixers")
         if value == []:
             raise ValueError(f"--{option} is empty; leave it out to take all")
-
-
-def find_device(device: Device) -> str:
-    """Device to run on, "cpu" or "cuda"; ValueError where there is no such device."""
-    import torch
-
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device cuda: PyTorch finds no GPU here; use --device cpu")
-    return "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
-
-
-@contextmanager
-def num_threads(threads: int | None) -> Iterator[None]:
-    """Let PyTorch use so many CPU threads for a while; None changes nothing."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def machine(device: str) -> dict[str, Any]:
-    """What the times depend on, as plain values."""
-    import torch
-
-    gpu = {"GPU": torch.cuda.get_device_name()} if device == "cuda" else {}
-    return {"CPU": cpu_model(), **gpu, "threads": torch.get_num_threads(), "torch": torch.__version__}
-
-
-def cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """The processor's name as Linux tells it, elsewhere as Python does."""
-    text = cpuinfo.read_text(encoding="utf-8") if cpuinfo.exists() else ""
-    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
-    return found.group(1).strip() if found else platform.processor() or platform.machine()
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write the file whole or not at all."""
-    from callbacks.atomic import save_atomically
-
-    text = jsonlib.dumps(content, indent=2) + "\n"
-    save_atomically(lambda temporary: temporary.write_text(text, encoding="utf-8"), path)

@@ -19,10 +19,9 @@ from app.benchmark.memory import peak_memory
 from app.benchmark.results import Curve, Quantity
 from app.benchmark.timing import in_turn, nothing
 from app.benchmark.workloads import VOCAB_SIZE, Stream, bare_training, random_batch, waiting_for
-from app.cli.parsing import check_known
+from app.cli.names import BASELINE, known_models
 from models.base import Batch, LanguageModel
 
-BASELINE = "Transformer"
 SEQ_LENS = (256, 1024, 4096, 16_384)
 TOKENS = 16_384  # of a training batch
 SLACK = 0.1  # of a fitted exponent over the claimed one
@@ -42,10 +41,7 @@ Tell = Callable[[str], object]
 
 def chosen_models(names: Sequence[str] | None) -> tuple[str, ...]:
     """All models' names or those given, the baseline first; ValueError for one that does not exist."""
-    known = models.__all__
-    for name in names or ():
-        check_known("--models", "model", name, known)
-    return tuple(dict.fromkeys((BASELINE, *(names or known))))
+    return tuple(dict.fromkeys((BASELINE, *known_models(names))))
 
 
 def chosen_lengths(seq_lens: Sequence[int] | None, tokens: int = TOKENS) -> tuple[int, ...]:

@@ -17,6 +17,7 @@ from rich.console import RenderableType
 from rich.table import Table
 
 from app.benchmark.timing import Ratio, fitted_exponent
+from app.output.numbers import three_digits
 
 FIT_FROM = 1024  # below, what a step costs whatever its length bends the power law
 MARKS = {True: "[green]met[/]", False: "[red]missed[/]", None: ""}
@@ -130,11 +131,6 @@ def ratio_table(results: Sequence[Result]) -> Table:
             MARKS[result.met],
         )
     return table
-
-
-def three_digits(value: float) -> str:
-    """A number as short as three digits allow, never with an exponent: 0.0998, 1.00, 27.9, 2,031."""
-    return f"{value:,.0f}" if value >= 100 else f"{value:#.3g}"
 
 
 def curve_row(curve: Curve) -> list[str]:

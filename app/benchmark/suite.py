@@ -204,7 +204,7 @@ def sparse_training(
 
 
 @dataclass(frozen=True)
-class Settings:
+class BenchSettings:
     """What the command line says of how to measure; `names` and `seq_lens` are of models, for `mixers`."""
 
     repeats: int
@@ -222,7 +222,7 @@ class Benchmark:
     target: float
     measure: Callable[[int, str], Ratio]
 
-    def run(self, name: str, settings: Settings) -> Sequence[Result | Curve]:
+    def run(self, name: str, settings: BenchSettings) -> Sequence[Result | Curve]:
         """The one result."""
         return [Result(name, self.compares, self.measure(settings.repeats, settings.device), self.target)]
 
@@ -233,7 +233,7 @@ class Survey:
 
     measure: Callable[..., Sequence[Curve]]
 
-    def run(self, name: str, settings: Settings) -> Sequence[Result | Curve]:
+    def run(self, name: str, settings: BenchSettings) -> Sequence[Result | Curve]:
         """All curves."""
         s = settings
         return self.measure(s.repeats, s.device, names=s.names, seq_lens=s.seq_lens, tell=s.tell)

@@ -11,14 +11,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from app.cli.parsing import Group, check_known
-from app.study.conduct import OURS, at_least_one, chosen_seeds, conduct, parsed, unique
-from app.study.study import Study, command_line
+from app.cli.checks import at_least_one, unique, unique_seeds
+from app.cli.invocation import command_line
+from app.cli.names import known_models
+from app.cli.options import OptionGroup
+from app.study.conduct import OURS, conduct, parsed
+from app.study.study import Study
 
 HELP = "python -m app compare --help"
 PRESETS = Path(os.path.relpath(Path(__file__).parents[1] / "configs" / "experiment"))
 TASKS = ("copying", "recall", "shakespeare")
-NONE = Group()
+NONE = OptionGroup()
 
 
 def compare(
@@ -32,7 +35,7 @@ def compare(
     learning_rates: list[float] | None = None,
     validations: int = 5,
     presets: Path = PRESETS,
-    trainer: Group = NONE,
+    trainer: OptionGroup = NONE,
     out: Path = Path("runs/compare"),
     workers: int | None = None,
     print_commands: bool = False,
@@ -67,7 +70,7 @@ def compare(
     parsed(Trainer, "trainer", {}, trainer, OURS, HELP)
     grid = Grid(
         chosen_models(models), unique("tasks", tasks or TASKS), unique("d_models", d_models or [0]),
-        chosen_seeds([1, 2, 3] if seeds is None else seeds), *budget(tokens, flops),
+        unique_seeds([1, 2, 3] if seeds is None else seeds), *budget(tokens, flops),
         factors([0.3, 1.0, 3.0] if learning_rates is None else learning_rates), validations, presets, trainer.options,
     )  # fmt: skip
     check(grid)
@@ -77,25 +80,20 @@ def compare(
 
 def conclude(study: Study, out: Path, console: Any) -> None:
     """Find out what the runs say, and report it."""
-    from app.compare.findings import chosen_runs, findings
-    from app.compare.report import report
+    from app.compare.findings import chosen_runs, comparison_rows
+    from app.compare.report import report_comparison
 
-    found = findings(study)
+    found = comparison_rows(study)
     study.findings = {"chosen": chosen_runs(study), "rows": [row.plain() for row in found]}
-    report(study, found, out, console)
+    report_comparison(study, found, out, console)
 
 
 # Options --------------------------------------------------------------------------------------------------------------
 
 
 def chosen_models(names: Sequence[str] | None) -> list[str]:
-    """The models; ValueError for one that does not exist."""
-    from app.scorecard.candidates import BASELINE, model_names
-
-    known = sorted(model_names(), key=lambda name: (name != BASELINE, name))
-    for name in names or ():
-        check_known("--models", "model", name, known)
-    return known if names is None else unique("models", names)
+    """The models; ValueError for one that does not exist, or stands twice."""
+    return unique("models", known_models(names))
 
 
 def budget(tokens: float | list[float] | None, flops: float | list[float] | None) -> tuple[str, list[float]]:

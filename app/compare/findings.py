@@ -70,7 +70,7 @@ def best_factor(records: Mapping[float, Record | None]) -> float | None:
     return min(losses, key=losses.__getitem__) if losses else None
 
 
-def groups(study: Study) -> list[tuple[Any, ...]]:
+def compared_groups(study: Study) -> list[tuple[Any, ...]]:
     """What is compared, in the order of the plan."""
     return list(dict.fromkeys(tuple(run.labels[name] for name in LABELS) for run in study.plan))
 
@@ -86,7 +86,7 @@ def at_chosen_rate(runs: Sequence[StudiedRun]) -> tuple[list[StudiedRun], float 
 
 def chosen_runs(study: Study) -> list[str]:
     """Names of the runs at the chosen learning rates that did not diverge."""
-    done = (study.runs(**dict(zip(LABELS, group, strict=True))) for group in groups(study))
+    done = (study.runs(**dict(zip(LABELS, group, strict=True))) for group in compared_groups(study))
     found = [run for runs in done for run in at_chosen_rate(runs)[0]]
     return [run.name for run in found if validation_loss(run.record) is not None]
 
@@ -130,9 +130,9 @@ def paired(ours: Row, theirs: Row | None) -> Interval | None:
     return t_interval([mine[seed] - other[seed] for seed in seeds]) if seeds else None
 
 
-def findings(study: Study) -> list[Row]:
+def comparison_rows(study: Study) -> list[Row]:
     """All rows, in the order of the plan, each with its difference from the first model's."""
-    rows = [found for group in groups(study) if (found := row(study, group))]
+    rows = [found for group in compared_groups(study) if (found := row(study, group))]
     first = rows[0].model if rows else ""
     against = {(one.task, one.d_model, one.budget): one for one in rows if one.model == first}
     return [

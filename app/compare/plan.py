@@ -20,9 +20,9 @@ import yaml
 
 import datamodules
 import models
-from app.cli.parsing import nearest
+from app.cli.mistakes import nearest
 from app.compare.findings import LABELS, best_factor
-from app.scaling.survey import short
+from app.output.numbers import short
 from app.study.study import Planned, Study
 from datamodules import CharText, TaskData
 from models.base import TRAINING_FLOPS, LanguageModel

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from app.compare.findings import LABELS, QUALITIES, Row, chosen_runs
 from app.output.intervals import signed, spread
-from app.scaling.survey import short
-from app.scorecard.report import markdown_table, write_text
+from app.output.numbers import short
+from app.output.tables import csv_text, markdown_table, new_table
 from app.study.study import Study
+from callbacks.atomic import write_text
 
 COLUMNS = ("model", "width", "parameters", "tokens", "FLOPs", "seconds", "lr x")
 CSV_COLUMNS = (
@@ -69,7 +66,7 @@ def task_table(rows: Sequence[Row], baseline: str) -> str:
     return markdown_table(heading(rows, baseline), (cells(row, rows) for row in rows))
 
 
-def markdown(study: Study, rows: Sequence[Row]) -> str:
+def comparison_markdown(study: Study, rows: Sequence[Row]) -> str:
     """The whole report."""
     parts = ["# Comparison", f"`{study.command}`"]
     for task, group in groupby(rows, attrgetter("task")):
@@ -83,9 +80,7 @@ def show(rows: Sequence[Row], console: Console) -> None:
         own = list(group)
         titles, hidden = heading(own, rows[0].model), len(names_of_slices(own))
         shown = len(titles) - hidden
-        table = Table(box=box.SIMPLE_HEAD, title=task, title_justify="left")
-        for place, title in enumerate(titles[:shown]):
-            table.add_column(title, justify="left" if place == 0 else "right")
+        table = new_table(titles[:shown], task)
         for row in own:
             table.add_row(*cells(row, own)[:shown])
         console.print(table, highlight=False)
@@ -95,20 +90,18 @@ def runs_csv(study: Study) -> str:
     """A line for each run, with all that its test measured."""
     runs, chosen = study.runs(), set(chosen_runs(study))
     tests = list(dict.fromkeys(key for run in runs for key in run.record.get("test", {})))
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*CSV_COLUMNS, *tests])
+    rows = [[*CSV_COLUMNS, *tests]]
     for run in runs:
         labels, record = run.labels, run.record
         known = [labels[name] for name in (*LABELS, "unit", "factor", "seed")]
         spent = [record[name] for name in ("status", "step", "parameters", "tokens", "flops", "seconds")]
         measured = [record["final"].get("val/loss"), *(record.get("test", {}).get(key) for key in tests)]
-        writer.writerow([run.name, *known, run.name in chosen, *spent, *measured])
-    return text.getvalue()
+        rows.append([run.name, *known, run.name in chosen, *spent, *measured])
+    return csv_text(rows)
 
 
-def report(study: Study, rows: Sequence[Row], folder: Path, console: Console) -> None:
+def report_comparison(study: Study, rows: Sequence[Row], folder: Path, console: Console) -> None:
     """Print the comparison, and write compare.md and compare.csv."""
     show(rows, console)
-    write_text(folder / "compare.md", markdown(study, rows))
+    write_text(folder / "compare.md", comparison_markdown(study, rows))
     write_text(folder / "compare.csv", runs_csv(study))

@@ -11,14 +11,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from app.cli.parsing import Group, check_known
+from app.cli.checks import at_least_one, unique, unique_seeds
+from app.cli.invocation import command_line
+from app.cli.mistakes import check_known
+from app.cli.options import OptionGroup
 from app.growth_study.plan import GROUPS, RECIPES, Scale, plan_corpus
-from app.study.conduct import OURS, at_least_one, chosen_seeds, conduct, parsed, unique
-from app.study.study import Planned, Study, command_line
+from app.study.conduct import OURS, conduct, parsed
+from app.study.study import Planned, Study
 
 HELP = "python -m app growth-study --help"
 CORPORA = ("tiny-shakespeare", "python-stdlib")
-NONE = Group()
+NONE = OptionGroup()
 MODEL = {"d_model": 64, "num_heads": 4, "rope_base": 100.0, "num_param_tokens": 128, "num_ffn_param_tokens": 512}
 DATA = {"seq_len": 128, "batch_size": 16}
 OPTIM = {"learning_rate": 1e-2, "weight_decay": 0.0, "warmup_steps": 50}
@@ -37,10 +40,10 @@ def growth_study(
     validations: int = 10,
     val_batches: int = 16,
     test_batches: int = 128,
-    model: Group = NONE,
-    data: Group = NONE,
-    optim: Group = NONE,
-    trainer: Group = NONE,
+    model: OptionGroup = NONE,
+    data: OptionGroup = NONE,
+    optim: OptionGroup = NONE,
+    trainer: OptionGroup = NONE,
     out: Path = Path("runs/growth-study"),
     workers: int | None = None,
     print_commands: bool = False,
@@ -74,7 +77,7 @@ def growth_study(
         {"model": model, "data": data, "optim": optim, "trainer": trainer}, steps, first_fraction,
         scratch_budgets or [0.5, 0.7, 1.0, 1.4], rewarm_steps, (validations, val_batches, test_batches),
     )  # fmt: skip
-    plan = whole_plan(scale, unique("corpora", corpora or CORPORA), chosen_seeds(seeds or [1, 2, 3]), chosen(recipes))
+    plan = whole_plan(scale, unique("corpora", corpora or CORPORA), unique_seeds(seeds or [1, 2, 3]), chosen(recipes))
     options = {"scale": asdict(scale), "corpora": corpora, "seeds": seeds, "recipes": recipes}
     study = Study("growth-study", command_line(), options, plan)
     return conduct(study, out, workers, print_commands, conclude)
@@ -82,12 +85,12 @@ def growth_study(
 
 def conclude(study: Study, out: Path, console: Any) -> None:
     """Find out what the runs say, and report it."""
-    from app.growth_study.findings import findings, plain
-    from app.growth_study.report import report
+    from app.growth_study.findings import plain, recipe_outcomes
+    from app.growth_study.report import report_growth
 
-    found = findings(study)
+    found = recipe_outcomes(study)
     study.findings = {"rows": plain(found)}
-    report(study, found, out, console)
+    report_growth(study, found, out, console)
 
 
 # Options --------------------------------------------------------------------------------------------------------------
@@ -101,7 +104,7 @@ def chosen(recipes: Sequence[str] | None) -> list[str]:
 
 
 def checked_scale(
-    groups: Mapping[str, Group], steps: int, first_fraction: float, budgets: Sequence[float], rewarm_steps: int,
+    groups: Mapping[str, OptionGroup], steps: int, first_fraction: float, budgets: Sequence[float], rewarm_steps: int,
     counts: tuple[int, int, int],
 ) -> Scale:  # fmt: skip
     """The size of the study; ValueError, naming the option, where one will not do."""

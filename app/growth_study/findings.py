@@ -45,7 +45,7 @@ class Saved:
 
 
 @dataclass(frozen=True)
-class Finding:
+class RecipeOutcome:
     """One recipe on one corpus.
 
     Attributes:
@@ -155,7 +155,7 @@ def jumps(run: StudiedRun) -> list[float]:
     return [event["bits_per_char_after"] - event["bits_per_char_before"] for event in events]
 
 
-def finding(study: Study, corpus: str, recipe: str, budget: float = 1.0) -> Finding | None:
+def recipe_outcome(study: Study, corpus: str, recipe: str, budget: float = 1.0) -> RecipeOutcome | None:
     """What the runs of one row show; None if there are none."""
     runs = study.runs(corpus=corpus, recipe=recipe, budget=budget)
     ended = [run for run in runs if loss_of(run) is not None]
@@ -169,7 +169,7 @@ def finding(study: Study, corpus: str, recipe: str, budget: float = 1.0) -> Find
     if losses.keys() & scratch.keys() and recipe != SCRATCH:
         difference = t_interval([losses[seed] - scratch[seed] for seed in losses if seed in scratch])
         saved = saved_against_scratch(study, corpus, flops, losses)
-    return Finding(
+    return RecipeOutcome(
         corpus, recipe if recipe != SCRATCH else f"{SCRATCH} x {budget:g}", list(losses), len(runs) - len(ended),
         shown.labels["stages"], shown.labels["parameters"], flops,
         statistics.fmean(run.record["seconds"] for run in ended or runs), list(losses.values()), difference, saved,
@@ -189,12 +189,12 @@ def saved_against_scratch(study: Study, corpus: str, flops: float, losses: dict[
     return compute_saved(flops, np.array([losses[seed] for seed in seeds]), np.array(flops_F), losses_SF)
 
 
-def findings(study: Study) -> list[Finding]:
+def recipe_outcomes(study: Study) -> list[RecipeOutcome]:
     """All rows of the tables, in the order of the plan."""
     keys = dict.fromkeys((run.labels["corpus"], run.labels["recipe"], run.labels["budget"]) for run in study.plan)
-    return [found for key in keys if (found := finding(study, *key))]
+    return [found for key in keys if (found := recipe_outcome(study, *key))]
 
 
-def plain(found: Sequence[Finding]) -> list[dict[str, Any]]:
+def plain(found: Sequence[RecipeOutcome]) -> list[dict[str, Any]]:
     """Findings as JSON has them."""
     return [asdict(f) | {"verdict": f.verdict if f.is_grown or f.recipe == SMALL else None} for f in found]

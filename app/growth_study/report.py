@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from app.growth_study.findings import EXACT_JUMP, LOSS, Finding, Saved, jumps, loss_of
+from app.growth_study.findings import EXACT_JUMP, LOSS, RecipeOutcome, Saved, jumps, loss_of
 from app.growth_study.plan import RECIPES, SCRATCH, SMALL
 from app.output.intervals import UNKNOWN, signed, spread
-from app.scorecard.report import markdown_table, write_text
+from app.output.numbers import thousands
+from app.output.tables import csv_text, markdown_table
 from app.study.study import Study
+from callbacks.atomic import write_text
 
 COLUMNS = (
     "recipe", "steps", "parameters", "FLOPs", "seconds", "bits/char", "- scratch, equal FLOPs", "compute saved", "jump",
@@ -25,12 +26,6 @@ CSV_COLUMNS = (
     "corpus", "recipe", "budget", "seed", "status", "steps", "stages", "parameters", "flops", "seconds",
     "test_bits_per_char", "val_bits_per_char", "jumps",
 )  # fmt: skip
-
-
-def thousands(numbers: Sequence[int]) -> str:
-    """The size of each stage, in units that keep it short."""
-    unit, name = next((u, n) for u, n in ((1e6, "M"), (1e3, "k"), (1, "")) if numbers[-1] >= 10 * u or u == 1)
-    return " > ".join(f"{number / unit:.0f}" for number in numbers) + name
 
 
 def percent(value: float, saved: Saved) -> str:
@@ -46,7 +41,7 @@ def percentages(saved: Saved) -> str:
     return f"{percent(saved.interval.value, saved)} % [{ends}]"
 
 
-def loss_text(finding: Finding) -> str:
+def loss_text(finding: RecipeOutcome) -> str:
     """Mean and standard deviation over the seeds."""
     diverged = f"{finding.diverged} diverged" if finding.diverged else ""
     if not finding.losses:
@@ -54,7 +49,7 @@ def loss_text(finding: Finding) -> str:
     return spread(finding.losses) + (f", {diverged}" if diverged else "")
 
 
-def row(finding: Finding) -> list[str]:
+def row(finding: RecipeOutcome) -> list[str]:
     """One line of the table."""
     return [
         finding.recipe,
@@ -72,12 +67,12 @@ def row(finding: Finding) -> list[str]:
 # The answer -----------------------------------------------------------------------------------------------------------
 
 
-def names(found: Sequence[Finding]) -> str:
+def names(found: Sequence[RecipeOutcome]) -> str:
     """Recipes, as a list in words."""
     return ", ".join(f.recipe for f in found) or "none"
 
 
-def answer(corpus: str, found: Sequence[Finding]) -> str:
+def answer(corpus: str, found: Sequence[RecipeOutcome]) -> str:
     """What the numbers of one corpus say of the question, in words."""
     grown = [f for f in found if f.is_grown and f.difference]
     if not grown:
@@ -99,7 +94,7 @@ def subject(study: Study) -> str:
     return "TokenFormer" if normalization is None else f"TokenFormer with `--model.normalization {normalization}`"
 
 
-def headline(found: Sequence[Finding], grown: str) -> str:
+def headline(found: Sequence[RecipeOutcome], grown: str) -> str:
     """The answer to the question of the study, over all corpora: growth by zero keys, and the best other recipe."""
     exact = [f for f in found if f.recipe == "exact" and f.difference]
     if not exact:
@@ -126,7 +121,7 @@ def headline(found: Sequence[Finding], grown: str) -> str:
     )
 
 
-def against_scratch(found: Finding, is_best: bool) -> str:
+def against_scratch(found: RecipeOutcome, is_best: bool) -> str:
     """A recipe's difference from training from scratch, in words."""
     assert found.difference is not None
     name = f"{found.recipe}, the best recipe," if is_best else found.recipe
@@ -134,7 +129,7 @@ def against_scratch(found: Finding, is_best: bool) -> str:
     return f"{name} ends {signed(found.difference)} from scratch{saved}"
 
 
-def jump_lines(found: Sequence[Finding]) -> list[str]:
+def jump_lines(found: Sequence[RecipeOutcome]) -> list[str]:
     """Whether exact growth is exact, and how far the published code's is from it."""
     lines = []
     for f in found:
@@ -172,7 +167,7 @@ def legend() -> list[str]:
 # Output ---------------------------------------------------------------------------------------------------------------
 
 
-def tables(found: Sequence[Finding], heading: str) -> list[str]:
+def tables(found: Sequence[RecipeOutcome], heading: str) -> list[str]:
     """A heading, a table and what it says for each corpus, then the legend: paragraphs of Markdown."""
     parts = []
     for corpus, group in groupby(found, attrgetter("corpus")):
@@ -182,7 +177,7 @@ def tables(found: Sequence[Finding], heading: str) -> list[str]:
     return [*parts, LEGEND, "\n".join(f"- {line}" for line in legend())]
 
 
-def markdown(study: Study, found: Sequence[Finding]) -> str:
+def growth_markdown(study: Study, found: Sequence[RecipeOutcome]) -> str:
     """The whole report."""
     return (
         "\n\n".join(["# Growth study", headline(found, subject(study)), f"`{study.command}`", *tables(found, "##")])
@@ -190,7 +185,7 @@ def markdown(study: Study, found: Sequence[Finding]) -> str:
     )
 
 
-def show(found: Sequence[Finding], console: Console) -> None:
+def show(found: Sequence[RecipeOutcome], console: Console) -> None:
     """Print tables and answers."""
     for corpus, group in groupby(found, attrgetter("corpus")):
         rows = list(group)
@@ -204,22 +199,20 @@ def show(found: Sequence[Finding], console: Console) -> None:
 
 def runs_csv(study: Study) -> str:
     """A line for each run."""
-    text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow(CSV_COLUMNS)
+    rows: list[Sequence[Any]] = [CSV_COLUMNS]
     for run in study.runs():
         labels, record = run.labels, run.record
-        writer.writerow([
+        rows.append([
             labels["corpus"], labels["recipe"], labels["budget"], labels["seed"], record["status"], record["step"],
             " ".join(map(str, labels["stages"])), " ".join(map(str, labels["parameters"])), record["flops"],
             record["seconds"], loss_of(run), record["final"].get("val/bits_per_char"),
             " ".join(f"{jump:.3g}" for jump in jumps(run)),
         ])  # fmt: skip
-    return text.getvalue()
+    return csv_text(rows)
 
 
-def report(study: Study, found: Sequence[Finding], folder: Path, console: Console) -> None:
+def report_growth(study: Study, found: Sequence[RecipeOutcome], folder: Path, console: Console) -> None:
     """Print the study, and write growth_study.md and growth_study.csv."""
     show(found, console)
-    write_text(folder / "growth_study.md", markdown(study, found))
+    write_text(folder / "growth_study.md", growth_markdown(study, found))
     write_text(folder / "growth_study.csv", runs_csv(study))

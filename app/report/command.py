@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from app.study.study import Study, command_line, read_study, study_file
+from app.cli.invocation import command_line
+from app.study.study import Study, read_study, study_file
 
 MARKER = "<!-- made by `python -m app report`; edit the studies, not this file -->"
 
@@ -34,7 +35,7 @@ def report(files: list[Path], *, out: Path = Path("RESULTS.md")) -> int:
 
     from app.output.figures import save
     from app.report.sections import sections
-    from app.scorecard.report import write_text
+    from callbacks.atomic import write_text
 
     folder = out.parent / out.stem.lower()
     found = [section for name, study in studies for section in sections(name, study)]
@@ -43,7 +44,7 @@ def report(files: list[Path], *, out: Path = Path("RESULTS.md")) -> int:
     for section in found:
         for name, figure in section.figures.items():
             save(figure, folder / name)
-    write_text(out, markdown(found, folder.name, skipped))
+    write_text(out, report_markdown(found, folder.name, skipped))
     print(f"report in {out}")
     return 0
 
@@ -74,7 +75,7 @@ def readable(files: Sequence[Path]) -> tuple[list[tuple[str, Study]], list[str]]
     return studies, skipped
 
 
-def markdown(found: Sequence[Any], folder: str, skipped: Sequence[str]) -> str:
+def report_markdown(found: Sequence[Any], folder: str, skipped: Sequence[str]) -> str:
     """The whole report: the answer of a growth study first, if there is one."""
     answers = [section.answer for section in found if section.answer]
     parts = [MARKER, "# Results", *answers, f"`{command_line()}` made this file from the studies below."]

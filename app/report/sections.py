@@ -9,20 +9,21 @@ from operator import attrgetter
 
 from matplotlib.figure import Figure
 
-from app.compare.findings import LABELS, QUALITIES, Row, chosen_runs
-from app.compare.findings import findings as comparison_of
+from app.compare.findings import LABELS, QUALITIES, Row, chosen_runs, comparison_rows
 from app.compare.report import LEGEND as COMPARED
 from app.compare.report import task_table
-from app.growth_study.findings import findings as growth_of
+from app.growth_study.findings import recipe_outcomes
 from app.growth_study.plan import SCRATCH, SMALL
 from app.growth_study.report import headline, subject, tables
 from app.output.figures import LearningCurve, learning_figure
+from app.output.numbers import four_digits, short
+from app.output.tables import markdown_table
 from app.scaling.forecasts import Forecast
 from app.scaling.points import by_model, collect
-from app.scaling.report import draw, markdown_of
-from app.scaling.survey import Attempt, Survey, bounds, four, short, survey, unsure
-from app.scorecard.report import markdown_table
-from app.study.study import Gathered, StudiedRun, Study
+from app.scaling.report import draw, survey_markdown
+from app.scaling.survey import Attempt, Survey, bounds, survey, unsure
+from app.study.gather import Gathered
+from app.study.study import StudiedRun, Study
 
 METRIC = "val/bits_per_char"  # that laws are fitted to
 FITS = {"level": 0.9, "resamples": 500, "seed": 1}  # the defaults of `scaling`
@@ -91,7 +92,7 @@ def curve(label: str, runs: Sequence[StudiedRun], x: str, metric: str) -> Learni
 
 def growth(name: str, study: Study) -> Iterator[Section]:
     """Recipes of growth against training from scratch."""
-    found = growth_of(study)
+    found = recipe_outcomes(study)
     figures = {}
     for corpus in dict.fromkeys(f.corpus for f in found):
         curves = [curve(r, study.runs(corpus=corpus, recipe=r, budget=1.0), "flops", METRIC) for r in DRAWN]
@@ -109,7 +110,7 @@ def growth(name: str, study: Study) -> Iterator[Section]:
 
 def comparison(name: str, study: Study) -> Iterator[Section]:
     """Models on tasks: the laws of a task that has bits per character at several sizes, else a table."""
-    for task, group in groupby(comparison_of(study), attrgetter("task")):
+    for task, group in groupby(comparison_rows(study), attrgetter("task")):
         rows = list(group)
         sizes = {(row.d_model, row.budget) for row in rows if row.model == rows[0].model}
         surveys = surveys_of(study, task) if len(sizes) > 1 else []
@@ -143,7 +144,7 @@ def surveys_of(study: Study, task: str) -> list[Survey]:
 
 def scaling(name: str, study: Study, task: str, surveys: Sequence[Survey]) -> Section:
     """The laws of a task's runs."""
-    laws = ["<details><summary>All laws</summary>", *markdown_of(surveys, FITS["level"]), "</details>"]
+    laws = ["<details><summary>All laws</summary>", *survey_markdown(surveys, FITS["level"]), "</details>"]
     paragraphs = [summary(surveys), LAWS.format(level=FITS["level"]), *laws]
     figures = {f"{name}-{task}.png": draw(surveys, METRIC)}
     return Section(f"Scaling: {task}", study.command, about(study, task=task), paragraphs, figures)
@@ -165,7 +166,7 @@ def summary_row(found: Survey) -> list[str]:
         return [*head, both.fitted, *[""] * 5]
     intervals, vague = both.fitted.intervals(), unsure(both.fitted)
     values = [
-        "?" if name in vague else f"{four(intervals[name].value)} [{bounds(intervals[name], name != 'E')}]"
+        "?" if name in vague else f"{four_digits(intervals[name].value)} [{bounds(intervals[name], name != 'E')}]"
         for name in ("E", "alpha", "beta")
     ]
     return [*head, *values, f"{both.fitted.law.rms:.2g}", forecast(both.left_out), forecast(both.next_size)]
@@ -175,7 +176,7 @@ def forecast(found: Forecast | str) -> str:
     """A prediction, and what became of it."""
     if isinstance(found, str):
         return "-"
-    text = f"{four(found.loss.value)} [{bounds(found.loss, False)}]"
+    text = f"{four_digits(found.loss.value)} [{bounds(found.loss, False)}]"
     if found.observed is None:
         return text
-    return f"{text}, was {four(found.observed)}: {'inside' if found.inside else 'outside'}"
+    return f"{text}, was {four_digits(found.observed)}: {'inside' if found.inside else 'outside'}"

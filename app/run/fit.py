@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 import logging
-import os
 import re
 import shutil
 import sys
@@ -27,10 +26,10 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 import datamodules  # noqa: F401 - their classes become choices of --data
 import models  # noqa: F401 - and of --model
 from app.cli.help import known_names
-from app.cli.parsing import ParserError, UsageError, explained
+from app.cli.mistakes import ParserError, UsageError, explained
+from app.machine import announce_run_dir
 from app.run.checkpoints import hyper_parameters, model_name, read_checkpoint, vocabulary
 from app.run.folders import (
-    RUN_DIR_VARIABLE,
     RUNS,
     find_checkpoint,
     is_run_of,
@@ -203,7 +202,7 @@ class CLI(LightningCLI):
             raise
 
     def _start(self) -> None:
-        os.environ[RUN_DIR_VARIABLE] = str(self.run_dir)
+        announce_run_dir(self.run_dir)
         kwargs = {"return_predictions": False} if self.verb == "predict" else {}
         if self.verb in ("validate", "test"):
             kwargs["verbose"] = False  # the Narrator's table is the one to read

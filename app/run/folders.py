@@ -13,9 +13,10 @@ from typing import Any
 
 import yaml
 
+from app.machine import announced_run_dir
+
 RUNS = Path("runs")
 PROBE = ".writable"  # made and removed at once; other processes of the same run may see it
-RUN_DIR_VARIABLE = "GREENHOUSE_RUN_DIR"  # tells the processes that the first one launches which folder it chose
 
 
 def options_before_parsing(args: list[str]) -> dict[str, str]:
@@ -60,8 +61,8 @@ def is_run_of(folder: Path, base: Path) -> bool:
 
 def new_run_dir(base: Path) -> Path:
     """`base` if it holds no run yet, else `base` with the next free number."""
-    if launched := os.environ.get(RUN_DIR_VARIABLE) if os.environ.get("LOCAL_RANK", "0") != "0" else None:
-        return Path(launched)
+    if announced := announced_run_dir():
+        return announced
     taken = {p.name for p in family(base) if any(f.name != PROBE for f in p.iterdir())}
     names = [base.name, *(f"{base.name}-{n}" for n in range(2, len(taken) + 3))]
     return base.with_name(next(name for name in names if name not in taken))

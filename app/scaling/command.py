@@ -7,10 +7,11 @@ answers at once.
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
-WIDTH = 100  # of what is printed where no terminal says how wide it is
+from app.cli.checks import check_folder, check_seed
+from app.output.tables import new_console
+
 MIN_RESAMPLES = 100  # fewer do not fill the ends of an interval
 
 
@@ -39,15 +40,13 @@ def scaling(
         0; a model or a law with too few runs is named, and is an error only if no law can be fitted at all.
     """
     check_options(runs, intervals, resamples, seed, out, tensorboard)
-    from rich.console import Console
-
     from app.scaling.points import by_model, check_metric, collect
     from app.scaling.report import table, write
     from app.scaling.survey import survey
-    from app.study.study import gather
+    from app.study.gather import gather
 
     check_metric(metric)
-    console = Console(width=None if sys.stdout.isatty() else WIDTH)
+    console = new_console()
     gathered = gather(runs)
     if not gathered.runs and not gathered.skipped:
         raise ValueError(f"RUNS {', '.join(map(str, runs))}: no record.json in them; train with `python -m app fit`")
@@ -80,10 +79,8 @@ def check_options(
         raise ValueError(f"--intervals {intervals} is not between 0 and 1; use 0.9 for 90 %")
     if resamples < MIN_RESAMPLES:
         raise ValueError(f"--resamples is {resamples}; it must be at least {MIN_RESAMPLES}")
-    if not 0 <= seed < 2**32:
-        raise ValueError(f"--seed {seed} is not between 0 and 2^32 - 1")
+    check_seed("seed", seed)
     if tensorboard and out is None:
         raise ValueError("--tensorboard needs a folder to write to; give it by --out")
-    for folder in (out, *out.parents) if out is not None else ():
-        if folder.exists() and not folder.is_dir():
-            raise ValueError(f"--out {out} cannot be written: {folder} is no folder; name another")
+    if out is not None:
+        check_folder("out", out)

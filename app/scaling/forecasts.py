@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from app.scaling.law import UNDETERMINED, Array, Fit, Interval, fit, groups
+from app.output.intervals import Interval
+from app.scaling.law import UNDETERMINED, Array, Fit, fit, size_classes
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def left_out(sizes: Mapping[str, ArrayLike], losses: ArrayLike, **options: Any) 
         ValueError: What is left is too little.
     """
     arrays, y = {name: np.asarray(values, float) for name, values in sizes.items()}, np.asarray(losses, float)
-    place = groups(next(iter(arrays.values())))
+    place = size_classes(next(iter(arrays.values())))
     held = place == place.max()
     kept = fit({name: values[~held] for name, values in arrays.items()}, y[~held], **options)
     if kept.undetermined:
@@ -69,7 +70,7 @@ def left_out(sizes: Mapping[str, ArrayLike], losses: ArrayLike, **options: Any) 
             f"without the largest {kept.law.variables[0]}, {' and '.join(kept.undetermined)} {UNDETERMINED}"
         )
     for values in list(arrays.values())[1:]:
-        held &= groups(values) == groups(values)[held].max()
+        held &= size_classes(values) == size_classes(values)[held].max()
     at = {name: float(values[held].mean()) for name, values in arrays.items()}
     runs = int(held.sum())
     return Forecast(at, kept.predict(*at.values(), runs=runs), float(y[held].mean()), runs)

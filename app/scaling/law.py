@@ -25,6 +25,8 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from app.output.intervals import Interval
+
 Array = NDArray[np.float64]
 
 LOW, HIGH = 0.01, 3.0  # exponents are searched between these
@@ -36,15 +38,6 @@ MAX_CORRELATION = 0.98  # of log N and log D: beyond, their terms cannot be told
 SAME = 1.1  # sizes within this factor count as one: the tokens of a step vary in some tasks
 NAMES = {"N": ("A", "alpha"), "D": ("B", "beta")}  # of a variable's coefficient and exponent
 UNDETERMINED = "not determined by these points"
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A value, and between which ends it lies."""
-
-    value: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)
@@ -213,7 +206,7 @@ def search(log_x_nK: Array, y_Rn: Array) -> tuple[Array, Array]:
 # The fit --------------------------------------------------------------------------------------------------------------
 
 
-def groups(sizes: ArrayLike) -> NDArray[np.int64]:
+def size_classes(sizes: ArrayLike) -> NDArray[np.int64]:
     """A number for each size, from 0 for the least: that of its group, all within `SAME` of the group's least."""
     sizes = np.asarray(sizes, float)
     starts: list[float] = []
@@ -232,7 +225,7 @@ def check(sizes: Mapping[str, Array], losses: Array) -> None:
     for name, values in sizes.items():
         if (values <= 0).any():
             raise ValueError(f"{law}: {name} must be above 0")
-        different, needed = len(set(groups(values))), MIN_SIZES[len(sizes)]
+        different, needed = len(set(size_classes(values))), MIN_SIZES[len(sizes)]
         if different < needed:
             raise ValueError(f"{law} needs at least {needed} different {name}; there are {different}")
         if (span := values.max() / values.min()) < MIN_SPAN:

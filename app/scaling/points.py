@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from app.study.study import Gathered, StudiedRun
+from app.study.gather import Gathered
+from app.study.study import StudiedRun
 
 LOSSES = re.compile(r"(val|test)/(loss|bits_per_char)(/.+)?")
 NOT_THE_TASK = {

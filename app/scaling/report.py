@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from rich import box
 from rich.table import Table
 
-from app.benchmark.command import write_json
+from app.cli.invocation import command_line
+from app.output.events import new_events
 from app.output.figures import Panel, Series, pixels, save, scaling_figure
+from app.output.tables import csv_text, new_table
 from app.scaling.survey import Attempt, Survey, losses_of, rows_of, sizes_of
-from app.scorecard.report import new_events, write_text
-from app.study.study import command_line
-from callbacks.atomic import finite
+from callbacks.atomic import write_json, write_text
 
 CURVE_POINTS = 100
 PANELS = {"L(N)": "parameters N", "L(D)": "training tokens D"}
@@ -29,9 +26,7 @@ PANELS = {"L(N)": "parameters N", "L(D)": "training tokens D"}
 
 def table(found: Survey, level: float) -> Table:
     """What was found of one model, for the terminal."""
-    drawn = Table(box=box.SIMPLE_HEAD, title=f"{found.model}, {len(found.points)} runs", title_justify="left")
-    drawn.add_column("", no_wrap=True)
-    drawn.add_column("value", justify="right", no_wrap=True)
+    drawn = new_table(("", "value"), f"{found.model}, {len(found.points)} runs")
     drawn.add_column(f"{level:.0%} interval")
     for rows in rows_of(found):
         for place, row in enumerate(rows):
@@ -39,15 +34,16 @@ def table(found: Survey, level: float) -> Table:
     return drawn
 
 
-def markdown(surveys: Sequence[Survey], about: dict[str, Any]) -> str:
+def scaling_markdown(surveys: Sequence[Survey], about: dict[str, Any]) -> str:
     """The same for a file, with the figure, and what was skipped."""
-    parts = [f"# Scaling of {about['metric']}", "![the laws](scaling.png)", *markdown_of(surveys, about["intervals"])]
+    parts = [f"# Scaling of {about['metric']}", "![the laws](scaling.png)"]
+    parts += survey_markdown(surveys, about["intervals"])
     if about["skipped"]:
         parts += ["Skipped:", "\n".join(f"- {line}" for line in about["skipped"])]
     return "\n\n".join(parts) + "\n"
 
 
-def markdown_of(surveys: Sequence[Survey], level: float) -> Iterator[str]:
+def survey_markdown(surveys: Sequence[Survey], level: float) -> Iterator[str]:
     """A heading and a table for each model, as paragraphs."""
     for found in surveys:
         rows = [row for rows in rows_of(found) for row in rows]
@@ -104,15 +100,14 @@ def csv_lines(surveys: Sequence[Survey], metric: str) -> Iterator[Sequence[Any]]
 
 def write(out: Path, surveys: Sequence[Survey], about: dict[str, Any], tensorboard: bool) -> None:
     """Write every file, each whole or not at all."""
-    text, figure, lines = markdown(surveys, about), draw(surveys, about["metric"]), io.StringIO()
-    csv.writer(lines, lineterminator="\n").writerows(csv_lines(surveys, about["metric"]))
+    text, figure = scaling_markdown(surveys, about), draw(surveys, about["metric"])
     save(figure, out / "scaling.png")
     write_text(out / "scaling.md", text)
-    write_text(out / "scaling.csv", lines.getvalue())
+    write_text(out / "scaling.csv", csv_text(csv_lines(surveys, about["metric"])))
     if tensorboard:
         write_events(out / "tensorboard", pixels(figure), text)
     found = [one.plain() for one in surveys]
-    write_json(out / "scaling.json", finite({"command": command_line(), **about, "models": found}))
+    write_json(out / "scaling.json", {"command": command_line(), **about, "models": found}, indent=2)
 
 
 def write_events(folder: Path, image: Any, text: str) -> None:

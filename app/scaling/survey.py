@@ -13,8 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from app.output.intervals import Interval
+from app.output.numbers import four_digits, short
 from app.scaling.forecasts import Forecast, Frontier, frontier, left_out, next_size
-from app.scaling.law import HIGH, LOW, NAMES, UNDETERMINED, Fit, Interval, at_edge, check, fit, groups
+from app.scaling.law import HIGH, LOW, NAMES, UNDETERMINED, Fit, at_edge, check, fit, size_classes
 from app.scaling.points import Point
 
 FIELDS = {"N": "parameters", "D": "tokens"}
@@ -99,7 +101,7 @@ def slice_for(points: Sequence[Point], variable: str) -> tuple[str, list[Point]]
     If none do, those with the most different sizes.
     """
     (other,) = set(FIELDS) - {variable}
-    place = groups(sizes_of(points, other)[other])
+    place = size_classes(sizes_of(points, other)[other])
     best: list[Point] = []
     for group in range(place.max(), -1, -1):
         some = [point for point, own in zip(points, place, strict=True) if own == group]
@@ -107,7 +109,7 @@ def slice_for(points: Sequence[Point], variable: str) -> tuple[str, list[Point]]
         try:
             check(sizes, losses_of(some))
         except ValueError:
-            if len(set(groups(sizes[variable]))) > len(set(groups(sizes_of(best, variable)[variable]))):
+            if len(set(size_classes(sizes[variable]))) > len(set(size_classes(sizes_of(best, variable)[variable]))):
                 best = some
             continue
         best = some
@@ -153,14 +155,6 @@ def survey(model: str, points: Sequence[Point], **options: Any) -> Survey:
 # Words ----------------------------------------------------------------------------------------------------------------
 
 
-def short(size: float) -> str:
-    """A size in three digits and a letter: 950, 12.3k, 1.05M, 20.0M; beyond 10^15 with an exponent."""
-    for unit, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if unit * 0.9995 <= size < 1000 * unit:
-            return f"{size / unit:#.3g}".rstrip(".") + letter
-    return f"{size:.3g}"
-
-
 def unsure(fitted: Fit) -> set[str]:
     """Names of the parameters that are no result: an undetermined exponent's, its coefficient's, and E's."""
     vague = {name for pair in NAMES.values() if pair[1] in fitted.undetermined for name in pair}
@@ -169,14 +163,9 @@ def unsure(fitted: Fit) -> set[str]:
 
 def bounds(interval: Interval, exponent: bool) -> str:
     """The ends of an interval; an end at the edge of the search says only that it is beyond."""
-    low = f"< {LOW:g}" if exponent and at_edge(interval.low) else four(interval.low)
-    high = f"> {HIGH:g}" if exponent and at_edge(interval.high) else four(interval.high)
+    low = f"< {LOW:g}" if exponent and at_edge(interval.low) else four_digits(interval.low)
+    high = f"> {HIGH:g}" if exponent and at_edge(interval.high) else four_digits(interval.high)
     return f"{low} .. {high}"
-
-
-def four(value: float) -> str:
-    """A value in four digits."""
-    return f"{value:#.4g}".rstrip(".")
 
 
 Row = tuple[str, str, str]
@@ -187,7 +176,7 @@ def forecast_row(what: str, forecast: Forecast | str) -> Row:
     if isinstance(forecast, str):
         return what, "", forecast
     sizes = ", ".join(f"{name} = {short(size)}" for name, size in forecast.sizes.items())
-    value, ends = four(forecast.loss.value), bounds(forecast.loss, False)
+    value, ends = four_digits(forecast.loss.value), bounds(forecast.loss, False)
     if forecast.observed is None:
         return f"{what} {sizes}", value, f"{ends}; only predicted"
     verdict = "inside" if forecast.inside else "outside"
@@ -195,7 +184,7 @@ def forecast_row(what: str, forecast: Forecast | str) -> Row:
     return (
         f"{what} {sizes}",
         value,
-        f"{ends}; was {four(forecast.observed)}{runs}, {forecast.missed_by:+.3f}: {verdict}",
+        f"{ends}; was {four_digits(forecast.observed)}{runs}, {forecast.missed_by:+.3f}: {verdict}",
     )
 
 
@@ -208,7 +197,9 @@ def attempt_rows(found: Attempt) -> list[Row]:
     rows = [(heading, f"{law.points} points", f"rms {law.rms:.2g}, R² {law.r2:.4f}")]
     exponents = {exponent for _, exponent in NAMES.values()}
     for name, interval in found.fitted.intervals().items():
-        value = ("?", UNDETERMINED) if name in vague else (four(interval.value), bounds(interval, name in exponents))
+        value = (
+            ("?", UNDETERMINED) if name in vague else (four_digits(interval.value), bounds(interval, name in exponents))
+        )
         rows.append((f"  {name}", *value))
     rows.append(forecast_row("  left out", found.left_out))
     rows.append(forecast_row("  next", found.next_size))
@@ -223,7 +214,7 @@ def frontier_rows(found: Survey) -> list[Row]:
     least, greatest = edge.extremes
     rows = [("frontier, C = c N D", f"c = {edge.flops:.3g}", f"{least:.3g} .. {greatest:.3g} in the runs")]
     for name, interval in ((("  a, N ~ C^a"), edge.a), (("  b, D ~ C^b"), edge.b)):
-        rows.append((name, four(interval.value), bounds(interval, False)))
+        rows.append((name, four_digits(interval.value), bounds(interval, False)))
     for C, N, D, low, high in zip(budgets, *edge.sizes(budgets), *edge.band(budgets), strict=True):
         ahead = "; only predicted" if max(budgets[:2]) < C else ""
         rows.append((f"  N at {C:.2g} FLOPs", short(N), f"{short(low)} .. {short(high)}; D = {short(D)}{ahead}"))

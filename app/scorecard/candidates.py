@@ -14,17 +14,17 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import models
-from app.cli.help import choices, known_names
-from app.cli.parsing import Group, Parser, check_known, explained
+from app.cli.help import known_names
+from app.cli.mistakes import explained
+from app.cli.names import BASELINE
+from app.cli.options import OptionGroup, Parser
 from models.base import LanguageModel
 from models.optim import Optim
 
-BASELINE = "Transformer"
 # Of rope_base 100 and 10,000, with and without token shift, this reads text and copies best; one for all tasks.
 BASELINE_OPTIONS: dict[str, Any] = {"rope_base": 100.0, "token_shift": True}
 HEAD_WIDTH = 16  # of the baseline, as in its defaults of 8 heads at width 128
 RECIPE: dict[str, Any] = {"optimizer": "muon", "learning_rate": 1e-2, "weight_decay": 0.0}  # the baseline's best
-EVERYBODY = "all"
 RELATIVES = "Nearest relatives:"  # begins the paragraph of a model's module that a person judges novelty by
 
 
@@ -41,18 +41,6 @@ class Spec:
         model: LanguageModel = getattr(models, self.model)(vocab_size=vocab_size, **self.options)
         model.optim = self.optim
         return model.to(device)
-
-
-def model_names() -> tuple[str, ...]:
-    """Names of all models of the project."""
-    return tuple(choices("models", "LanguageModel"))
-
-
-def chosen(name: str) -> tuple[str, ...]:
-    """The models that `--model` names; ValueError for one that does not exist."""
-    known = (*model_names(), EVERYBODY)
-    check_known("--model", "model", name, known)
-    return known[:-1] if name == EVERYBODY else (name,)
 
 
 def recipe(options: Sequence[str], help_command: str) -> Optim:
@@ -79,7 +67,7 @@ def constructor_options(name: str, options: Sequence[str], help_command: str) ->
     return values
 
 
-def candidate(name: str, model: Group, optim: Group, help_command: str) -> Spec:
+def candidate(name: str, model: OptionGroup, optim: OptionGroup, help_command: str) -> Spec:
     """The model of this name as the options say; ValueError, naming the option, if it cannot be built."""
     options = constructor_options(name, model.options, help_command)
     spec = Spec(name, options, recipe(optim.options, help_command))

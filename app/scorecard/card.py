@@ -6,7 +6,6 @@ if all of them are. What was not measured is never passed: it leaves the verdict
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -16,7 +15,8 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from app.benchmark.results import three_digits
+from app.output.numbers import number
+from callbacks.atomic import finite
 
 MARKS = {True: "[green]pass[/]", False: "[red]fail[/]", None: "[yellow]not measured[/]"}
 WORDS = {True: "pass", False: "**fail**", None: "not measured"}
@@ -114,20 +114,6 @@ class Scorecard:
             for measure in finding.measures:
                 if measure.value is not None:
                     yield f"{group}/{tag(measure.name)}", measure.value
-
-
-def finite(value: float | None) -> float | None:
-    """The value, unless a training that diverged made it infinite or no number."""
-    return value if value is not None and math.isfinite(value) else None
-
-
-def number(value: float | None) -> str:
-    """Three digits at least, whole numbers whole; a dash for none."""
-    if value is None:
-        return "-"
-    if value == 0 or (abs(value) >= 100 or float(value).is_integer()):
-        return f"{value:,.0f}"
-    return f"{value:.4f}".replace("-0.0000", "0.0000") if abs(value) < 0.01 else three_digits(value)
 
 
 def tag(name: str) -> str:

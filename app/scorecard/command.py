@@ -9,23 +9,24 @@ PyTorch and what needs it are imported by the functions that use them, so that `
 
 from __future__ import annotations
 
-import os
-import sys
 from pathlib import Path
 from typing import Any, Literal
 
-from app.benchmark.command import Device, find_device, num_threads
-from app.cli.parsing import Group
+from app.cli.checks import at_least_one, check_folder, check_seed
+from app.cli.names import known_models
+from app.cli.options import OptionGroup
+from app.machine import Device, find_device, num_cores, num_threads
+from app.output.tables import new_console
 
 BudgetName = Literal["quick", "full"]
 Task = Literal["copying", "recall", "char_text"]
-ALL_MODELS, RECIPE = Group("all"), Group()
-WIDTH = 100  # of what is printed where no terminal says how wide it is
+EVERYBODY = "all"  # in the place of a model's name
+ALL_MODELS, RECIPE = OptionGroup(EVERYBODY), OptionGroup()
 HELP = "python -m app scorecard --help"
 
 
 def scorecard(
-    model: Group = ALL_MODELS,
+    model: OptionGroup = ALL_MODELS,
     *,
     budget: BudgetName = "quick",
     tasks: Task | list[Task] | None = None,
@@ -37,7 +38,7 @@ def scorecard(
     workers: int | None = None,
     threads: int = 1,
     out: Path = Path("runs/scorecard"),
-    optim: Group = RECIPE,
+    optim: OptionGroup = RECIPE,
 ) -> int:
     """Measure a model by the nine requirements, against the one-layer Transformer, and say which it passes.
 
@@ -62,27 +63,25 @@ def scorecard(
         0, whether or not the requirements are met.
     """
     names = check_options(model, tasks, seed, seeds, workers, threads, out)
-    from rich.console import Console
-
     from app.scorecard.candidates import candidate
-    from app.scorecard.measure import BUDGETS, Settings, Surveyor
-    from app.scorecard.report import report, report_all
+    from app.scorecard.measure import BUDGETS, ScorecardSettings, Surveyor
+    from app.scorecard.report import report_all_cards, report_card
     from app.scorecard.training import check_text
 
     specs = [candidate(name, model, optim, HELP) for name in names]
     chosen_tasks, amount, on = every_task(tasks), BUDGETS[budget], find_device(device)
     check_text(chosen_tasks, corpus, data_dir, amount.learning)
-    console = Console(width=None if sys.stdout.isatty() else WIDTH)
+    console = new_console()
 
     def tell(doing: str) -> None:
         console.print(f"[dim]{doing}[/]", highlight=False)
 
     all_seeds = tuple(range(seed, seed + (seeds or amount.seeds)))
-    settings = Settings(amount, chosen_tasks, all_seeds, corpus, data_dir, on, side_by_side(workers, on), tell)
+    settings = ScorecardSettings(amount, chosen_tasks, all_seeds, corpus, data_dir, on, side_by_side(workers, on), tell)
     with num_threads(threads):
         surveyor = Surveyor(settings)
-        cards = [report(surveyor.card(spec), out / spec.model, console) for spec in specs]
-    report_all(cards, out, console)
+        cards = [report_card(surveyor.card(spec), out / spec.model, console) for spec in specs]
+    report_all_cards(cards, out, console)
     return 0
 
 
@@ -98,28 +97,21 @@ def every_task(tasks: Task | list[Task] | None) -> tuple[str, ...]:
 
 
 def check_options(
-    model: Group, tasks: Any, seed: int, seeds: int | None, workers: int | None, threads: int, out: Path
+    model: OptionGroup, tasks: Any, seed: int, seeds: int | None, workers: int | None, threads: int, out: Path
 ) -> tuple[str, ...]:
     """The models' names; ValueError for what would fail only after minutes of measuring."""
     names = chosen(model)
     if tasks == []:
         raise ValueError("--tasks is empty; leave it out to take all")
-    if not 0 <= seed < 2**32:
-        raise ValueError(f"--seed {seed} is not between 0 and 2^32 - 1")
-    for option, value in (("seeds", seeds), ("workers", workers), ("threads", threads)):
-        if value is not None and value < 1:
-            raise ValueError(f"--{option} is {value}; it must be at least 1")
-    for folder in (out, *out.parents):
-        if folder.exists() and not folder.is_dir():
-            raise ValueError(f"--out {out} cannot be written: {folder} is no folder; name another")
+    check_seed("seed", seed)
+    at_least_one(seeds=seeds, workers=workers, threads=threads)
+    check_folder("out", out)
     return names
 
 
-def chosen(model: Group) -> tuple[str, ...]:
+def chosen(model: OptionGroup) -> tuple[str, ...]:
     """The models that `--model` names, whose options are for one of them alone."""
-    from app.scorecard.candidates import chosen as known
-
-    names = known(model.value or "")
+    names = known_models(None if model.value == EVERYBODY else [model.value or ""], "--model", EVERYBODY)
     if len(names) > 1 and model.options:
         option = model.options[0].partition("=")[0]
         raise ValueError(f"{option} is for one model; name it by --model, or leave the option out")
@@ -128,5 +120,4 @@ def chosen(model: Group) -> tuple[str, ...]:
 
 def side_by_side(workers: int | None, device: str) -> int:
     """Trainings at a time: as many as asked for, or as there are cores; one on a GPU."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return 1 if device == "cuda" else workers or cores
+    return 1 if device == "cuda" else workers or num_cores()

@@ -9,15 +9,16 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from app.benchmark.command import machine
 from app.benchmark.mixers import Tell
 from app.benchmark.workloads import VOCAB_SIZE, Stream
+from app.machine import about_machine
 from app.scorecard.candidates import Spec, baseline, relatives
-from app.scorecard.card import Scorecard, finite
+from app.scorecard.card import Scorecard
 from app.scorecard.costs import Streamed, Timing, affordable, measure_costs, read_stream
 from app.scorecard.operations import Probed, probe
 from app.scorecard.requirements import Measured, Trainings, findings
 from app.scorecard.training import BINDING, Job, Learning, Trained, run_jobs
+from callbacks.atomic import finite
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ BUDGETS = {
 
 
 @dataclass(frozen=True)
-class Settings:
+class ScorecardSettings:
     """What the command line says of how to measure."""
 
     budget: Budget
@@ -64,7 +65,7 @@ class Settings:
 class Surveyor:
     """Measures one candidate after the other, and remembers what it has found of the baseline."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: ScorecardSettings) -> None:
         self.settings = settings
         self.trained: list[tuple[Job, Trained]] = []
         self.baselines: list[tuple[Spec, Probed, Streamed]] = []
@@ -137,7 +138,7 @@ class Surveyor:
         """Measure a candidate, and judge it."""
         measured = self.measure(candidate)
         about = {
-            "machine": machine(self.settings.device),
+            "machine": about_machine(self.settings.device),
             "candidate": asdict(candidate),
             "baseline": asdict(measured.one_layer),
             "tasks": self.settings.tasks,

@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 from operator import itemgetter
 
+from app.output.numbers import number
 from app.scorecard.binding import ROLES
 from app.scorecard.candidates import Spec
-from app.scorecard.card import Finding, Measure, number
+from app.scorecard.card import Finding, Measure
 from app.scorecard.costs import Costs, Streamed
 from app.scorecard.operations import Probed
 from app.scorecard.training import BINDING, LONGER, TASKS, Job, Learning, Trained, Values

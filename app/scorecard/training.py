@@ -25,9 +25,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from app.benchmark.command import num_threads
 from app.benchmark.timing import nothing
 from app.benchmark.workloads import bare_training
+from app.machine import num_threads
 from app.scorecard.binding import BindingTask, asked_by_value
 from app.scorecard.candidates import Spec, body_parameters, fingerprint
 from datamodules import AssociativeRecall, CharText, Copying, TaskData

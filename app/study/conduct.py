@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from app.cli.parsing import Group, Parser, explained
+from app.cli.checks import at_least_one
+from app.cli.mistakes import explained
+from app.cli.options import OptionGroup, Parser
+from app.output.tables import WIDE, new_console
 from app.study.study import Study
 
-WIDTH = 160  # of what is printed where no terminal says how wide it is
 OURS = {  # of --trainer.*
     "max_steps", "max_epochs", "min_steps", "min_epochs", "max_time", "val_check_interval", "check_val_every_n_epoch",
     "limit_train_batches", "callbacks", "logger", "fast_dev_run", "overfit_batches", "default_root_dir",
@@ -19,31 +21,13 @@ OURS = {  # of --trainer.*
 }  # fmt: skip
 
 
-def at_least_one(**values: int) -> None:
-    """Raise ValueError naming the first option below 1."""
-    for name, value in values.items():
-        if value < 1:
-            raise ValueError(f"--{name} is {value}; it must be at least 1")
-
-
-def unique(option: str, values: Sequence[Any]) -> list[Any]:
-    """The values; ValueError if there is none, or one stands twice."""
-    if not values:
-        raise ValueError(f"--{option} is empty; name at least one, or leave it out")
-    if len(set(values)) < len(values):
-        raise ValueError(f"--{option} {list(values)} names one twice")
-    return list(values)
-
-
-def chosen_seeds(seeds: Sequence[int]) -> list[int]:
-    """The seeds; ValueError for one that no run takes."""
-    if wrong := [seed for seed in seeds if not 0 <= seed < 2**32]:
-        raise ValueError(f"--seeds {wrong[0]} is not between 0 and 2^32 - 1")
-    return unique("seeds", seeds)
-
-
 def parsed(
-    kind: Callable[..., Any], prefix: str, defaults: Mapping[str, Any], group: Group, ours: set[str], help_command: str
+    kind: Callable[..., Any],
+    prefix: str,
+    defaults: Mapping[str, Any],
+    group: OptionGroup,
+    ours: set[str],
+    help_command: str,
 ) -> dict[str, Any]:
     """What differs from a constructor's own defaults: `defaults`, and what was typed. UsageError if it will not do."""
     parser = Parser(allow_abbrev=False)
@@ -80,8 +64,6 @@ def conduct(
     Returns:
         The exit code: 1 if a run failed.
     """
-    from rich.console import Console
-
     from app.study.processes import alone, default_workers, execute, plain_commands, resumed, stopped_by_sigterm
 
     at_least_one(workers=1 if workers is None else workers)
@@ -89,7 +71,7 @@ def conduct(
         extend(resumed(study, out))
         print(plain_commands(study.plan, out))
         return 0
-    console = Console(width=None if sys.stdout.isatty() else WIDTH)
+    console = new_console(WIDE)
 
     def tell(line: str) -> None:
         console.print(line, highlight=False, markup=False, soft_wrap=True)

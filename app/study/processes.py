@@ -24,6 +24,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
+from app.machine import num_cores, num_gpus, only_gpu
 from app.study.study import STUDY_FILE, Planned, Record, Study, compact, read_study
 from callbacks.record_file import LAST, read_record
 
@@ -106,7 +107,7 @@ def carry_out(commands: list[list[str]], log: Path, environment: dict[str, str],
         torch.set_num_threads(threads)
     stop_with_parent()
     for command in commands:
-        sys.argv = ["app", *command]  # stands in the record
+        sys.argv = ["app", *command]  # by which Lightning launches the further processes of a run
         if code := main(command):
             sys.exit(code)
     sys.exit(0)
@@ -125,16 +126,9 @@ class Active:
 # Many runs ------------------------------------------------------------------------------------------------------------
 
 
-def num_gpus() -> int:
-    """GPUs that PyTorch sees."""
-    import torch
-
-    return torch.cuda.device_count()
-
-
 def default_workers() -> int:
     """Runs side by side unless told otherwise: one a GPU, else one a core."""
-    return num_gpus() or len(os.sched_getaffinity(0))
+    return num_gpus() or num_cores()
 
 
 @contextmanager
@@ -236,7 +230,7 @@ def begin(run: Planned, folder: Path, context: Any, active: Sequence[Active], wo
         shutil.rmtree(place)
     busy = [job.device for job in active]
     device = min(range(gpus), key=busy.count) if gpus else None
-    environment = {} if device is None else {"CUDA_VISIBLE_DEVICES": visible(device)}
+    environment = {} if device is None else only_gpu(device)
     log = folder / LOGS / f"{run.name}.txt"
     log.parent.mkdir(parents=True, exist_ok=True)
     commands = [] if diverged(record_of(place)) else stages(run, place)
@@ -244,12 +238,6 @@ def begin(run: Planned, folder: Path, context: Any, active: Sequence[Active], wo
     process = context.Process(target=carry_out, args=arguments, daemon=False)
     process.start()
     return Active(run, process, device, log)
-
-
-def visible(device: int) -> str:
-    """The `device`-th of the GPUs that this process may use, as CUDA_VISIBLE_DEVICES names it."""
-    given = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return given.split(",")[device] if given else str(device)
 
 
 def finish(job: Active, study: Study, folder: Path, failures: list[str]) -> str:

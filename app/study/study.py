@@ -8,11 +8,11 @@ read. It is written whole or not at all, after every run. What needs PyTorch is 
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from callbacks.atomic import json_text, write_text
 
 FORMAT = 1
 STUDY_FILE = "study.json"
@@ -83,19 +83,11 @@ class Study:
         ]
 
     def save(self, folder: Path) -> None:
-        """Write `study.json` into the folder."""
-        from callbacks.atomic import finite, save_atomically
-
-        plain = {"format": FORMAT, "verb": self.verb, "command": self.command, "options": self.options}
-        runs = [asdict(run) | {"record": self.records.get(run.name)} for run in self.plan]
-        text = json.dumps(finite(plain | {"findings": self.findings, "runs": runs}), default=str, allow_nan=False)
-        text = text.replace('{"name": ', '\n{"name": ')  # a line a run
-        save_atomically(lambda temporary: temporary.write_text(text + "\n", encoding="utf-8"), folder / STUDY_FILE)
-
-
-def command_line() -> str:
-    """The command that runs, as a user types it."""
-    return " ".join(["python -m app", *sys.argv[1:]])
+        """Write `study.json` into the folder, a line a run."""
+        about = {"format": FORMAT, "verb": self.verb, "command": self.command, "options": self.options}
+        head = json_text(about | {"findings": self.findings}).removesuffix("}")
+        runs = [json_text(asdict(run) | {"record": self.records.get(run.name)}) for run in self.plan]
+        write_text(folder / STUDY_FILE, head + ', "runs": [\n' + ",\n".join(runs) + "\n]}\n")
 
 
 def compact(record: Record) -> Record:
@@ -136,51 +128,3 @@ def study_file(path: Path) -> Path:
 def describe(error: Exception) -> str:
     """An exception in words."""
     return f"{error} is missing" if isinstance(error, KeyError) else " ".join(str(error).split())
-
-
-@dataclass
-class Gathered:
-    """Runs that were found, and a line for each that could not be used."""
-
-    runs: list[StudiedRun] = field(default_factory=list)
-    skipped: list[str] = field(default_factory=list)
-
-
-def gather(paths: Sequence[Path]) -> Gathered:
-    """The runs in run folders, in folders of run folders (at any depth), and in study files.
-
-    What is damaged or of another format is skipped, and named. ValueError if a path does not exist.
-    """
-    found = Gathered()
-    for path in paths:
-        if not path.exists():
-            raise ValueError(f"RUNS {path} does not exist; name a run folder, a folder of them, or a study.json")
-        for file in records_in(path):
-            try:
-                found.runs += runs_of(file)
-            except ValueError as error:
-                found.skipped.append(str(error))
-    return found
-
-
-def records_in(path: Path) -> Iterator[Path]:
-    """The file itself; of a folder its study, its record, or else those of all folders below."""
-    if path.is_file():
-        yield path
-        return
-    for name in (STUDY_FILE, "record.json"):
-        if (path / name).exists():
-            yield path / name
-            return
-    for folder in sorted(child for child in path.iterdir() if child.is_dir()):
-        yield from records_in(folder)
-
-
-def runs_of(file: Path) -> list[StudiedRun]:
-    """The runs in one file, a record or a study; of a study that has chosen among its runs, the chosen ones."""
-    from callbacks.record_file import read_record
-
-    if file.name == "record.json":
-        return [StudiedRun(str(file.parent), {}, read_record(file))]
-    study = read_study(file)
-    return [run for run in study.runs() if run.name in study.findings.get("chosen", study.records)]

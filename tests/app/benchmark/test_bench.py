@@ -15,9 +15,10 @@ import torch
 from rich.console import Console
 
 from app.benchmark import suite as benchmarks
-from app.benchmark.command import Name, bench, cpu_model, expand, find_device, write_json
+from app.benchmark.command import Name, bench, expand
 from app.benchmark.results import Result, ratio_table
 from app.benchmark.timing import Ratio, Stopwatch, in_turn, interleaved, seconds
+from app.machine import cpu_model, find_device
 
 
 class FakeClock:
@@ -242,14 +243,6 @@ def test_a_missing_gpu_is_told(monkeypatch):
     assert find_device("auto") == "cpu"
     with pytest.raises(ValueError, match="--device cuda"):
         find_device("cuda")
-
-
-def test_a_failed_write_leaves_the_old_file(tmp_path):
-    path = tmp_path / "speed.json"
-    write_json(path, {"results": []})
-    with pytest.raises(TypeError):
-        write_json(path, {"results": [object()]})
-    assert json.loads(path.read_text(encoding="utf-8")) == {"results": []}
 
 
 def test_table_shows_ratio_range_target_and_mark():

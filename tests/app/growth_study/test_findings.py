@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.growth_study.findings import compute_saved, falling, findings, flops_for
+from app.growth_study.findings import compute_saved, falling, flops_for, recipe_outcomes
 from app.growth_study.plan import stage_steps
 from app.growth_study.report import answer, headline
 from app.output.intervals import t_interval, t_quantile
@@ -91,7 +91,7 @@ def study(exact, scratch=0.0, **events):
     (0.03, "worse", "does not pay here"), (-0.03, "better", "can pay"), (-0.002, "undecided", "is not decided"),
 ])  # fmt: skip
 def test_the_answer_is_what_the_runs_say(exact, verdict, says):
-    found = findings(study(exact))
+    found = recipe_outcomes(study(exact))
     assert [f.verdict for f in found if f.recipe == "exact"] == [verdict]
     assert says in headline(found, "a plant")
     assert "1 comparisons" in headline(found, "a plant")
@@ -99,12 +99,12 @@ def test_the_answer_is_what_the_runs_say(exact, verdict, says):
 
 
 def test_the_largest_jump_is_told():
-    (exact,) = [f for f in findings(study(0.0, bits_per_char_after=2.25)) if f.recipe == "exact"]
+    (exact,) = [f for f in recipe_outcomes(study(0.0, bits_per_char_after=2.25)) if f.recipe == "exact"]
     assert exact.jump == 0.25
 
 
 def test_a_run_that_diverged_counts_in_nothing_else():
     broken = study(0.03)
     del broken.records["exact-1.0-2"]["test"]
-    (exact,) = [f for f in findings(broken) if f.recipe == "exact"]
+    (exact,) = [f for f in recipe_outcomes(broken) if f.recipe == "exact"]
     assert (exact.seeds, exact.diverged) == ([1, 3], 1)

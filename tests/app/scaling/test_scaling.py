@@ -20,10 +20,11 @@ from app.output.figures import (
     save,
     scaling_figure,
 )
+from app.output.numbers import short
 from app.scaling.forecasts import Forecast, frontier, left_out, next_size
-from app.scaling.law import Fit, Interval, Law, design, fit, groups, search, solve
+from app.scaling.law import Fit, Interval, Law, design, fit, search, size_classes, solve
 from app.scaling.points import LOSSES
-from app.scaling.survey import bounds, short
+from app.scaling.survey import bounds
 
 N, D = np.geomspace(1e4, 3.2e5, 6), np.geomspace(1e6, 1.6e7, 5)
 
@@ -261,7 +262,7 @@ def test_no_frontier_without_both_exponents():
 
 
 def test_tokens_that_hardly_differ_are_one_size():
-    assert groups([100, 210, 104, 200, 1000]).tolist() == [0, 1, 0, 1, 2]
+    assert size_classes([100, 210, 104, 200, 1000]).tolist() == [0, 1, 0, 1, 2]
     assert [short(size) for size in (950, 12_345, 999_990, 1.05e6, 2e13)] == ["950", "12.3k", "1.00M", "1.05M", "20.0T"]
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from app.benchmark.mixers import TRAINING
-from app.cli.parsing import Group
+from app.cli.options import OptionGroup
 from app.scorecard import binding, candidates, costs
 from app.scorecard import operations as probes
 from app.scorecard import training as learning
@@ -116,7 +116,7 @@ def test_a_watch_counts_exactly():
 
 
 def test_any_option_changes_the_fingerprint_but_not_the_vocabulary():
-    spec = candidates.candidate("Transformer", Group("Transformer"), Group(), "help")
+    spec = candidates.candidate("Transformer", OptionGroup("Transformer"), OptionGroup(), "help")
     first = candidates.fingerprint(spec.build(5))
     assert candidates.fingerprint(spec.build(6)) == first
     others = {
@@ -130,11 +130,11 @@ def test_any_option_changes_the_fingerprint_but_not_the_vocabulary():
 
 
 def test_a_candidate_has_one_layer_and_the_recipe_unless_told_otherwise():
-    plain = candidates.candidate("PotatoLM", Group("PotatoLM"), Group(), "help")
+    plain = candidates.candidate("PotatoLM", OptionGroup("PotatoLM"), OptionGroup(), "help")
     assert plain.options["num_layers"] == 1
     assert plain.optim == Optim(optimizer="muon", learning_rate=1e-2, weight_decay=0.0)
-    model = Group("PotatoLM", ("--model.num_layers", "2", "--model.token_shift=true"))
-    told = candidates.candidate("PotatoLM", model, Group(None, ("--optim.learning_rate", "3e-3")), "help")
+    model = OptionGroup("PotatoLM", ("--model.num_layers", "2", "--model.token_shift=true"))
+    told = candidates.candidate("PotatoLM", model, OptionGroup(None, ("--optim.learning_rate", "3e-3")), "help")
     assert (told.options["num_layers"], told.options["token_shift"]) == (2, True)
     assert told.optim == replace(plain.optim, learning_rate=3e-3)
 
@@ -142,7 +142,9 @@ def test_a_candidate_has_one_layer_and_the_recipe_unless_told_otherwise():
 def test_the_body_leaves_out_what_comes_with_the_vocabulary():
     spec = candidates.baseline(16)
     assert {candidates.body_parameters(spec, vocab_size) for vocab_size in (16, 32, 77)} == {12 * 16**2 + 16}
-    palm = candidates.candidate("Palm", Group("Palm"), Group(), "help")  # whose ranks are 32, as copying's vocabulary
+    palm = candidates.candidate(
+        "Palm", OptionGroup("Palm"), OptionGroup(), "help"
+    )  # whose ranks are 32, as copying's vocabulary
     assert len({candidates.body_parameters(palm, vocab_size) for vocab_size in (32, 64, 128)}) == 1
 
 
@@ -288,7 +290,9 @@ def test_what_the_model_claims_of_its_state_counts_too():
 
 
 def job(task, **changes):
-    spec = candidates.candidate("Palm", Group("Palm", ("--model.d_model=16", "--model.num_heads=2")), Group(), "help")
+    spec = candidates.candidate(
+        "Palm", OptionGroup("Palm", ("--model.d_model=16", "--model.num_heads=2")), OptionGroup(), "help"
+    )
     return replace(Job(spec, task, 1, TINY, "no such text", "data"), **changes)
 
 

@@ -10,7 +10,9 @@ import pytest
 from rich.console import Console
 
 from app.__main__ import main
-from app.cli.parsing import split_groups
+from app.cli import names
+from app.cli.options import split_groups
+from app.output.numbers import number
 from app.scorecard import candidates
 from app.scorecard import measure as measuring
 from app.scorecard import requirements as verdicts
@@ -21,7 +23,6 @@ from app.scorecard.card import (
     Measure,
     Scorecard,
     card_markdown,
-    number,
     renderables,
     summary_markdown,
     summary_table,
@@ -220,7 +221,7 @@ def test_the_table_has_a_line_for_each_measure_in_100_columns():
 
 
 def test_the_table_of_all_models_fits_100_columns_and_markdown_agrees():
-    cards = [card(name) for name in candidates.model_names()]
+    cards = [card(name) for name in names.model_names()]
     cards[1] = card(cards[1].model, probed=(LOOP, PROBED))
     lines = printed(summary_table(cards))
     assert all(one.model in lines[1] for one in cards)
@@ -272,7 +273,7 @@ def test_options_of_groups_are_told_from_others():
 def tiny(monkeypatch, tmp_path, tiny_text):
     """Options of a run of seconds, of two models as if there were no others, in an empty folder."""
     monkeypatch.setitem(measuring.BUDGETS, "quick", TINY)
-    monkeypatch.setattr(candidates, "model_names", lambda: ("Palm", "TokenFormer"))
+    monkeypatch.setattr(names, "model_names", lambda: ("Palm", "TokenFormer"))
     monkeypatch.chdir(tmp_path)
     return ["--corpus", str(tiny_text.with_name("long.txt")), "--workers", "1", "--device", "cpu"]
 

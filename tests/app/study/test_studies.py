@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 
 from app.__main__ import main
+from app.machine import only_gpu
 from app.output.intervals import spread
-from app.study.processes import alone, is_done, plain_commands, resumed, stages, visible
-from app.study.study import Planned, Study, compact, gather, read_study, records_in
+from app.study.gather import gather, records_in
+from app.study.processes import alone, is_done, plain_commands, resumed, stages
+from app.study.study import Planned, Study, compact, read_study
 
 ROOT = Path(__file__).resolve().parents[3]
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -155,9 +157,9 @@ def test_other_options_under_the_same_name_are_refused(tmp_path):
 
 def test_a_run_sees_the_gpu_that_it_was_given(monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert visible(1) == "1"
+    assert only_gpu(1) == {"CUDA_VISIBLE_DEVICES": "1"}
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
-    assert visible(1) == "5"
+    assert only_gpu(1) == {"CUDA_VISIBLE_DEVICES": "5"}
 
 
 def test_a_damaged_study_is_made_anew_from_the_runs(tmp_path):

@@ -1,0 +1,102 @@
+"""The machine that the program runs on: devices, threads, cores, and every environment variable that it reads or sets.
+
+PyTorch is imported by the functions that use it, so that what only asks for cores or variables starts at once.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+Device = Literal["auto", "cpu", "cuda"]
+TRACEBACK_VARIABLE = "GREENHOUSE_TRACEBACK"  # set by a user who wants to see where a message comes from
+RUN_DIR_VARIABLE = "GREENHOUSE_RUN_DIR"  # tells the processes that the first one launches which folder it chose
+GPUS_VARIABLE = "CUDA_VISIBLE_DEVICES"
+RANK_VARIABLES = ("RANK", "SLURM_PROCID", "LOCAL_RANK")  # of torchrun, SLURM and Lightning's own launcher
+
+
+# Environment variables ------------------------------------------------------------------------------------------------
+
+
+def wants_traceback() -> bool:
+    """Whether the user asked to see where a message comes from."""
+    return bool(os.environ.get(TRACEBACK_VARIABLE))
+
+
+def is_first_process() -> bool:
+    """Whether this is the process of rank 0, as far as launchers have told."""
+    return next((os.environ[name] for name in RANK_VARIABLES if name in os.environ), "0") == "0"
+
+
+def announce_run_dir(run_dir: Path) -> None:
+    """Tell the processes that this one launches which folder the run has."""
+    os.environ[RUN_DIR_VARIABLE] = str(run_dir)
+
+
+def announced_run_dir() -> Path | None:
+    """The folder that the process which launched this one chose; None in the first process."""
+    launched = os.environ.get(RUN_DIR_VARIABLE) if os.environ.get("LOCAL_RANK", "0") != "0" else None
+    return Path(launched) if launched else None
+
+
+def only_gpu(number: int) -> dict[str, str]:
+    """The environment in which a process sees only the `number`-th of the GPUs that this one sees."""
+    given = os.environ.get(GPUS_VARIABLE)
+    return {GPUS_VARIABLE: given.split(",")[number] if given else str(number)}
+
+
+# Devices and threads --------------------------------------------------------------------------------------------------
+
+
+def num_cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def num_gpus() -> int:
+    """GPUs that PyTorch sees."""
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def find_device(device: Device) -> str:
+    """Device to run on, "cpu" or "cuda"; ValueError where there is no such device."""
+    import torch
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: PyTorch finds no GPU here; use --device cpu")
+    return "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+@contextmanager
+def num_threads(threads: int | None) -> Iterator[None]:
+    """Let PyTorch use so many CPU threads for a while; None changes nothing."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def about_machine(device: str) -> dict[str, Any]:
+    """What times depend on, as plain values."""
+    import torch
+
+    gpu = {"GPU": torch.cuda.get_device_name()} if device == "cuda" else {}
+    return {"CPU": cpu_model(), **gpu, "threads": torch.get_num_threads(), "torch": torch.__version__}
+
+
+def cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """The processor's name as Linux tells it, elsewhere as Python does."""
+    text = cpuinfo.read_text(encoding="utf-8") if cpuinfo.exists() else ""
+    name = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return name.group(1).strip() if name else platform.processor() or platform.machine()
