@@ -9,8 +9,10 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import tomllib
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
+from pathlib import Path
 
 from app.cli.invocation import carrying_out
 from app.machine import is_first_process, wants_traceback
@@ -52,8 +54,14 @@ def overview() -> str:
         "usage: python -m app VERB [options]\n\n"
         "Greenhouse grows small language models with alternatives to attention.\n\n"
         f"verbs:\n{verbs}\n\n"
-        "`python -m app VERB --help` lists a verb's options.\n"
+        "`python -m app VERB --help` lists a verb's options, `python -m app --version` tells the version.\n"
     )
+
+
+def version() -> str:
+    """The version in pyproject.toml, as Greenhouse is run from its checkout and is no installed package."""
+    text = (Path(__file__).resolve().parents[1] / "pyproject.toml").read_text(encoding="utf-8")
+    return str(tomllib.loads(text)["project"]["version"])
 
 
 def run(verb: str, args: list[str]) -> int:
@@ -78,6 +86,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = list(sys.argv[1:] if argv is None else argv)
     if not args or args[0] in ("-h", "--help"):
         print(overview())
+        return 0
+    if args[0] == "--version":
+        print(f"greenhouse {version()}")
         return 0
     verb = args[0]
     if verb not in LIGHTNING_VERBS | FUNCTION_VERBS:

@@ -35,6 +35,7 @@ PACKAGES = ("app", "models", "datamodules", "callbacks")
 ADDED = {"RunningMean": "models/running_mean.py", "Parity": "datamodules/parity.py"}  # by the pages adding-a-*
 FENCE = re.compile(r"^```(\S+)[ ]?(\S*)\n(.*?)^```$", re.M | re.S)
 OPTION = re.compile(r"(?<![\w-])--([a-z]\w*(?:\.\w+)*(?:\.\*)?)")
+PLANNED = ("compare", "growth-study")  # verbs whose --print_commands checks a plan
 PROGRAMS = ("python", "torchrun", "srun", "make", "tensorboard", "conda", "source", "git")
 
 
@@ -132,34 +133,67 @@ def configuration_line(arguments: list[str], before: list[str]) -> list[str]:
     return own
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_long_commands_are_understood(folder, monkeypatch, page):
+def lines_to_check(recorded: list[list[str]]) -> list[str]:
+    """What to call so that the program checks these commands without carrying them out.
+
+    Of commands of one run that differ in numbers only, the first stands for all.
+    """
     fit: list[str] = []
-    lines: dict[str, str] = {}  # what to call; commands that differ in numbers only stand for each other
-    for command in commands_of(page, "test", ""):
-        match command[0], app_arguments(command):
-            case "make", _:
-                (target,) = command[1:]
-                assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M), command
-            case _, [verb, *_] as arguments if verb in LIGHTNING_VERBS and "--help" not in arguments:
+    lines: dict[str, str] = {}
+    for command in recorded:
+        match app_arguments(command):
+            case None:
+                continue
+            case [verb, *options] as arguments if verb in LIGHTNING_VERBS and "--help" not in options:
                 options = configuration_line(arguments, fit)
                 fit = options if verb == "fit" else fit
                 line = f"fit {shlex.join(options)} --print_config"
                 lines.setdefault(re.sub(r"(?<= )[\d.]\S*", "0", line), line)
-            case _, [verb, *_] as arguments if verb in ("compare", "growth-study") and "--help" not in arguments:
-                line = shlex.join([*arguments, *({"--print_commands"} - {*arguments})])
-                lines[line] = line
-            case _, list() as arguments:
-                line = shlex.join(arguments)
-                lines[line] = line
+            case [verb, *options] as arguments if verb in PLANNED and {"--help", "--print_commands"}.isdisjoint(
+                options
+            ):
+                lines[shlex.join(arguments)] = f"{shlex.join(arguments)} --print_commands"
+            case arguments:
+                lines[shlex.join(arguments)] = shlex.join(arguments)
+    return list(lines.values())
+
+
+def assert_understood(recorded: list[list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the program check the commands: options and their types, and whether a study's plan can be carried out."""
     monkeypatch.setattr(
-        "app.__main__.function_of",
-        lambda verb: function_of(verb) if verb in ("compare", "growth-study") else parsed_only(verb),
+        "app.__main__.function_of", lambda verb: function_of(verb) if verb in PLANNED else parsed_only(verb)
     )
-    for line in lines.values():
+    for line in lines_to_check(recorded):
         code, _, err = call(line)
         assert (code, err) == (0, ""), line
     assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_are_understood(folder, monkeypatch, page):
+    assert_understood(commands_of(page, "test", ""), monkeypatch)
+
+
+def test_make_knows_its_targets():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = [command[1:] for page in PAGES for command in commands_of(page, "") if command[0] == "make"]
+    assert targets
+    for target in targets:
+        assert re.search(rf"^{target[0]}:", makefile, re.M)
+
+
+@pytest.mark.parametrize("folder_of_files", ["experiment", "recipe"])
+def test_configuration_files_open_with_a_command_that_is_understood_and_hold_no_results(
+    folder, monkeypatch, folder_of_files
+):
+    texts = [
+        path.read_text(encoding="utf-8") for path in sorted((ROOT / "app/configs" / folder_of_files).rglob("*.yaml"))
+    ]
+    openings = [re.match(r"(?:# python -m app .*\n)+", text) for text in texts]
+    assert texts
+    assert all(openings)
+    assert_understood([c for opening in openings for c in commands(opening[0].replace("# ", ""))], monkeypatch)
+    assert not [text for text in texts if re.search(r"\bresult|±|bits/char", text, re.I)]
 
 
 def test_every_committed_study_stands_beside_its_command():
@@ -171,63 +205,65 @@ def test_every_committed_study_stands_beside_its_command():
 # Code -----------------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def copy(tmp_path) -> Path:
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory) -> Path:
     """The packages, and the model and the task that the docs add to them."""
+    folder = tmp_path_factory.mktemp("copy")
     for package in PACKAGES:
-        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+        shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", folder)
     for mark, (name, file) in zip(("model", "task"), ADDED.items(), strict=True):
         (source,) = fenced(f"docs/adding-a-{mark}.md", "python", mark)
-        (tmp_path / file).write_text(source, encoding="utf-8")
-        init = (tmp_path / file).with_name("__init__.py")
+        (folder / file).write_text(source, encoding="utf-8")
+        init = (folder / file).with_name("__init__.py")
         before, names = init.read_text(encoding="utf-8").split("\n__all__ = [")
         module = file.removesuffix(".py").replace("/", ".")
         init.write_text(f'{before}from {module} import {name}\n\n__all__ = ["{name}", {names}', encoding="utf-8")
-    return tmp_path
+    return folder
 
 
-def run_code(program: str, folder: Path) -> str:
-    """Run a program in a process that finds the packages in the folder; returns what it prints."""
+STREAMS = """
+import torch
+from models import RunningMean
+model, tokens = RunningMean(vocab_size=7, d_model=8, num_layers=2), torch.randint(7, (2, 9))
+state, logits = model.init_state(2), []
+for token in tokens.unbind(1):
+    logits_BV, state = model.step(token, state)
+    logits.append(logits_BV)
+torch.testing.assert_close(torch.stack(logits, 1), model(tokens))
+"""
+COUNTS = """
+import numpy as np
+from datamodules.parity import parity_batch
+inputs, targets = parity_batch(0, "test", 9, 0, np.arange(50))
+assert targets.tolist() == [[sum(row[: t + 1]) % 2 for t in range(9)] for row in inputs.tolist()]
+assert parity_batch(0, "test", 9, 3, np.array([7]))[0].tolist() == inputs[7:8].tolist()
+"""
+
+
+@pytest.fixture(scope="module")
+def printed(copy) -> str:
+    """What one process prints in which the additions are tried, and the commands of their pages carried out."""
+    pages = {mark: commands_of(f"docs/adding-a-{mark}.md", mark) for mark in ("model", "task")}
+    assert all(pages.values())
+    lines = [["fit", "--help"], *(app_arguments(command) for recorded in pages.values() for command in recorded)]
+    run = "\n".join(f"assert main({line}) == 0" for line in lines)
     process = subprocess.run(
-        [sys.executable, "-c", program], cwd=folder, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", f"from app.__main__ import main{STREAMS}{COUNTS}{run}"], cwd=copy, capture_output=True,
+        text=True, timeout=120,
     )  # fmt: skip
     assert (process.returncode, process.stderr) == (0, "")
     return process.stdout
 
 
-def calls(page: str, mark: str) -> str:
-    """Lines of Python that carry out the commands of a page's marked block, and stop at the first that fails."""
-    lines = [app_arguments(command) for command in commands_of(page, mark)]
-    assert lines
-    return "\n".join(f"assert main({line}) == 0" for line in lines)
-
-
-def test_the_added_model_streams_and_trains_from_the_command_line(copy):
-    out = run_code(
-        "import torch\nfrom app.__main__ import main\nfrom models import RunningMean\n"
-        "model, tokens = RunningMean(vocab_size=7, d_model=8, num_layers=2), torch.randint(7, (2, 9))\n"
-        "state, logits = model.init_state(2), []\n"
-        "for token in tokens.unbind(1): logits.append((out := model.step(token, state))[0]); state = out[1]\n"
-        "torch.testing.assert_close(torch.stack(logits, 1), model(tokens))\n"
-        f"main(['fit', '--help'])\n{calls('docs/adding-a-model.md', 'model')}",
-        copy,
-    )
-    assert "--model RunningMean: Layers of running means." in out
-    assert "\nRunningMean, " in out
+def test_the_added_model_streams_and_trains_from_the_command_line(copy, printed):
+    assert "--model RunningMean: Layers of running means." in printed
+    assert "\nRunningMean, " in printed
     assert (copy / "runs/RunningMean-CharText/checkpoints/last.ckpt").is_file()
 
 
-def test_the_added_task_is_what_it_says_and_trains_from_the_command_line(copy):
-    out = run_code(
-        "import numpy as np\nfrom app.__main__ import main\nfrom datamodules.parity import parity_batch\n"
-        "inputs, targets = parity_batch(0, 'test', 9, 0, np.arange(50))\n"
-        "assert targets.tolist() == [[sum(row[: t + 1]) % 2 for t in range(9)] for row in inputs.tolist()]\n"
-        "assert parity_batch(0, 'test', 9, 3, np.array([7]))[0].tolist() == inputs[7:8].tolist()\n"
-        f"main(['fit', '--help'])\n{calls('docs/adding-a-task.md', 'task')}",
-        copy,
-    )
-    assert "--data Parity: Say whether the number of ones so far is odd" in out
+def test_the_added_task_is_what_it_says_and_trains_from_the_command_line(copy, printed):
+    assert "--data Parity: Say whether the number of ones so far is odd" in printed
     record = json.loads((copy / "runs/SparseRNN-Parity/record.json").read_text(encoding="utf-8"))
     assert {f"test/exact_match/{length}" for length in (32, 64, 128)} <= record["test"].keys()
 

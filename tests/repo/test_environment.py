@@ -2,6 +2,7 @@
 
 import ast
 import re
+import subprocess
 import sys
 import tomllib
 from importlib.metadata import packages_distributions, version
@@ -96,6 +97,23 @@ def test_python_floor_is_the_same_everywhere():
     assert set(re.findall(r"version_info < \((\d+), (\d+)\)", makefile)) == {(major, minor)}
     assert f"needs Python {floor} or newer" in makefile
     assert sys.version_info >= (int(major), int(minor))
+
+
+def test_the_version_is_the_same_everywhere_and_told_without_torch():
+    program = "import sys; from app.__main__ import main; main(['--version']); print('torch' in sys.modules)"
+    process = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert process.stdout == f"greenhouse {PYPROJECT['project']['version']}\nFalse\n"
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == PYPROJECT["project"]["version"]
+
+
+def test_continuous_integration_runs_the_oldest_python_and_a_newer_one():
+    workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text(encoding="utf-8"))
+    job = workflow["jobs"]["test"]
+    assert PYPROJECT["project"]["requires-python"] == f">={job['strategy']['matrix']['python'][0]}"
+    assert len(job["strategy"]["matrix"]["python"]) > 1
+    assert (ROOT / ".ci/run").read_text(encoding="utf-8").strip().endswith("make test")
+    assert ".ci/run" in [step.get("run") for step in job["steps"]]
 
 
 def test_every_third_party_import_is_a_runtime_requirement():
