@@ -19,7 +19,7 @@ help:  ## List the targets
 	@echo "Usage: make TARGET"
 	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST)
 
-demo: $(STAMP)  ## Train, grow and compare small models: the tour, start here
+demo: $(STAMP)  ## Train a small model, grow it once, read what it writes: start here
 	@$(BIN)/python -m app demo
 
 test: $(STAMP)  ## Lint, check types and run all tests

@@ -442,7 +442,9 @@ def test_every_page_is_reached_from_the_readme():
 
 
 def test_every_file_that_the_text_names_exists():
-    named = re.findall(r"\b(?:app|models|datamodules|callbacks|tests|docs)/[\w/*.-]+\.(?:py|yaml|md)\b", EVERYTHING)
+    others = (ROOT / name for name in ("Makefile", "requirements.txt", "pyproject.toml", "environment.yml", ".ci/run"))
+    text = "\n".join([EVERYTHING, *(path.read_text(encoding="utf-8") for path in others)])
+    named = re.findall(r"\b(?:app|models|datamodules|callbacks|tests|docs)/[\w/*.-]+\.(?:py|yaml|md)\b", text)
     assert named
     for name in {*named} - {*ADDED.values()}:
         assert list(ROOT.glob(name)), f"the docs name {name}, which does not exist"
