@@ -13,7 +13,7 @@ PYTHON ?= $(shell for candidate in python3 python3.14 python3.13 python3.12 pyth
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test format clean
+.PHONY: help demo test chaos format clean
 
 help:  ## List the targets
 	@echo "Usage: make TARGET"
@@ -27,6 +27,9 @@ test: $(STAMP)  ## Lint, check types and run all tests
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
+
+chaos: $(STAMP)  ## Kill, stop and resume a hundred random runs: about 20 minutes
+	$(BIN)/python tests/chaos.py --runs 100 --seed 1
 
 format: $(STAMP)  ## Format the code and fix what ruff can fix
 	$(BIN)/ruff format .
