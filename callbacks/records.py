@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import platform
 import subprocess
-import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -61,13 +61,13 @@ def plain(values: Any) -> dict[str, Any]:
     return {name: value for name, value in dict(values).items() if not name.startswith("_")}
 
 
-def describe(trainer: L.Trainer, pl_module: LanguageModel) -> dict[str, Any]:
+def describe(trainer: L.Trainer, pl_module: LanguageModel, command: Sequence[str]) -> dict[str, Any]:
     """What the run is: nothing in it changes as the run goes on."""
     data: Any = trainer.datamodule  # type: ignore[attr-defined]
     device = pl_module.device
     return {
         "format": FORMAT,
-        "command": sys.argv,
+        "command": list(command),
         "model": pl_module.model_name,
         "model_options": plain(pl_module.hparams),
         "data": type(data).__name__,
@@ -88,9 +88,14 @@ def describe(trainer: L.Trainer, pl_module: LanguageModel) -> dict[str, Any]:
 
 
 class Record(L.Callback):
-    """Keeps record.json in the run folder, and logs the hyper-parameters with the final quality to TensorBoard."""
+    """Keeps record.json in the run folder, and logs the hyper-parameters with the final quality to TensorBoard.
 
-    def __init__(self) -> None:
+    Args:
+        command: Arguments of the command that is carried out, which the record tells.
+    """
+
+    def __init__(self, command: Sequence[str] = ()) -> None:
+        self.command = command
         self.record: dict[str, Any] = {}  # of the fit that goes on, empty outside
 
     @staticmethod
@@ -105,7 +110,7 @@ class Record(L.Callback):
         earlier = read_or_set_aside(self.path(trainer)) if trainer.global_step else {}
         history = [point for point in earlier.get("history", []) if point["step"] <= trainer.global_step]
         logged = earlier.get("hparams_logged", False)
-        self.record = describe(trainer, pl_module) | {"history": history, "hparams_logged": logged}
+        self.record = describe(trainer, pl_module, self.command) | {"history": history, "hparams_logged": logged}
         self._write(trainer, pl_module, "running")
 
     def _point(self, trainer: L.Trainer, pl_module: LanguageModel, prefix: str) -> dict[str, Any]:

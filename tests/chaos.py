@@ -5,9 +5,9 @@
 A case is a random command: model, task, optimizer, accumulation, workers, logger, growth, and an end by steps, epochs
 or time. It is carried out once in peace, and once under attack: SIGKILL, SIGTERM and SIGINT at random moments, start-up
 and the last milliseconds among them, and after each attack the same command again, `--ckpt_path auto`, until it is
-through. Then last.ckpt and best.ckpt, the record and TensorBoard's points must be the same, bit for bit, and nothing else must
-lie in the folder. It is no part of `make test`, as its attacks hit at other places each time. Cases are a function of
-the seed; exit code 1 if anything differs, whose folders are kept.
+through. Then last.ckpt and best.ckpt, the record and TensorBoard's points must be the same, bit for bit, and nothing
+else must lie in the folder. It is no part of `make test`, as its attacks hit at other places each time. Cases are a
+function of the seed; exit code 1 if anything differs, whose folders are kept.
 """
 
 # ruff: noqa: E402

@@ -26,6 +26,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 import datamodules  # noqa: F401 - their classes become choices of --data
 import models  # noqa: F401 - and of --model
 from app.cli.help import known_names
+from app.cli.invocation import typed_arguments
 from app.cli.mistakes import ParserError, UsageError, explained
 from app.machine import announce_run_dir
 from app.run.checkpoints import hyper_parameters, model_name, read_checkpoint, vocabulary
@@ -178,7 +179,7 @@ class CLI(LightningCLI):
             Checkpoints.directory(self.run_dir), "best", monitor="val/loss", save_on_train_epoch_end=False,
             enable_version_counter=False,
         )  # fmt: skip
-        watching = [Throughput(), ScalingCurves(), Record(), Narrator()]
+        watching = [Throughput(), ScalingCurves(), Record(typed_arguments()), Narrator()]
         rich = [ModelSummary(max_depth=2), ProgressBar()] if sys.stdout.isatty() else []
         if not rich:  # lines of text instead of a bar that nobody sees
             config["enable_progress_bar"] = config["enable_model_summary"] = False
