@@ -1,21 +1,15 @@
-"""The command line `python -m app VERB …`: one table of verbs, each imported only when it is called.
-
-A user's mistake ends in one line on standard error and exit code 2; a run stopped by a signal ends in 128 + the
-signal's number. `GREENHOUSE_TRACEBACK=1` shows where a message came from.
-"""
+"""The command line `python -m app VERB …`: one table of verbs, each imported only when it is called."""
 
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 import tomllib
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
-from app.cli.invocation import carrying_out
-from app.machine import is_first_process, wants_traceback
+from app.cli.invocation import carried_out, fail
 
 LIGHTNING_VERBS = {
     "fit": "train a model, or go on with --ckpt_path",
@@ -95,25 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         near = get_close_matches(verb, LIGHTNING_VERBS | FUNCTION_VERBS, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         return fail(f"unknown verb {verb!r}; {hint}`python -m app --help` lists them")
-    try:
-        with carrying_out(args):
-            return run(verb, args[1:])
-    except BrokenPipeError:  # whoever read what we print has gone; the rest has no place to go
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except (ValueError, OSError) as error:
-        if wants_traceback():
-            raise
-        return fail(str(error))
-    except KeyboardInterrupt:
-        return 130
-
-
-def fail(message: str) -> int:
-    """Print one line on standard error, on the first process only; returns exit code 2."""
-    if is_first_process():
-        print(f"error: {message}", file=sys.stderr)
-    return 2
+    return carried_out(args, run)
 
 
 if __name__ == "__main__":

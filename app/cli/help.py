@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = {
     "fit": (
         "python -m app fit --model TokenFormer --data CharText --trainer.max_steps 500",
-        "python -m app fit --config app/configs/experiment/shakespeare_tokenformer.yaml --seed_everything 2",
+        "python -m app fit --config app/configs/experiment/shakespeare/tokenformer.yaml --seed_everything 2",
         "python -m app fit --ckpt_path last",
         "python -m app fit --model Transformer --data Copying --trainer.devices 2 --trainer.strategy ddp",
     ),

@@ -1,6 +1,6 @@
 """`python -m app compare`: models on tasks under one budget, over sizes and seeds, each run an ordinary fit.
 
-A run is an experiment file, such as `app/configs/experiment/recall_palm.yaml`, with the study's size, budget, learning
+A run is an experiment file, such as `app/configs/experiment/recall/palm.yaml`, with the study's size, budget, learning
 rate and seed. What needs PyTorch is imported by the functions that use it.
 """
 
@@ -44,7 +44,7 @@ def compare(
 
     Args:
         models: Names, the first of which the others are compared with; by default all, the Transformer first.
-        tasks: What experiment files begin with, such as copying, recall and shakespeare, which are the default.
+        tasks: Folders of experiment files; by default [copying,recall,shakespeare].
         d_models: Widths; heads, parameter tokens and other widths go along. By default that of the experiment file.
         seeds: Of data and models; by default [1,2,3].
         tokens: Budget of training tokens of each run, or several budgets.
@@ -52,7 +52,7 @@ def compare(
         learning_rates: Multiples of the file's learning rates; the first seed tries them all, and the one of least
             validation loss is taken by the others. By default [0.3,1,3].
         validations: In each run, the last at its end.
-        presets: Folder of the experiment files, named TASK_*.yaml.
+        presets: Folder of the experiment files, TASK/*.yaml.
         trainer: Of Lightning's Trainer, such as --trainer.accelerator, --trainer.devices and --trainer.precision.
         out: Folder of the runs and of study.json, compare.md and compare.csv.
         workers: Runs side by side; by default one a GPU, else one a core.

@@ -42,7 +42,7 @@ class Grid:
 
     Attributes:
         models: Names.
-        tasks: What experiment files begin with.
+        tasks: Folders of experiment files.
         d_models: Widths; 0 for the file's own.
         seeds: The first chooses the learning rate.
         unit: Of the budgets, `tokens` or `flops`.
@@ -92,7 +92,7 @@ class Preset:
 def presets(folder: Path) -> dict[Path, Preset]:
     """The experiment files in a folder that name a model and a task; ValueError if one is no YAML."""
     found = {}
-    for path in sorted(folder.glob("*.yaml")):
+    for path in sorted(folder.glob("*/*.yaml")):
         try:
             content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
             model, data = content["model"], content["data"]
@@ -110,17 +110,17 @@ def presets(folder: Path) -> dict[Path, Preset]:
 def preset(folder: Path, task: str, model: str) -> Preset:
     """The experiment file of a model on a task; ValueError if there is none, or more than one."""
     known = presets(folder)
-    found = [one for path, one in known.items() if path.name.startswith(f"{task}_") and one.model == model]
+    found = [one for path, one in known.items() if path.parent.name == task and one.model == model]
     if len(found) == 1:
         return found[0]
-    names = sorted({path.name.split("_")[0] for path, one in known.items() if one.model == model})
+    names = sorted({path.parent.name for path, one in known.items() if one.model == model})
     if found:
         raise ValueError(f"--presets {folder} has several files of {model} on {task}: {', '.join(map(str, found))}")
-    if names and not any(path.name.startswith(f"{task}_") for path in known):
+    if names and not any(path.parent.name == task for path in known):
         raise ValueError(f"--tasks {task}: no such task{nearest(task, names)} {model} has files of {', '.join(names)}")
     raise ValueError(
-        f"--models {model}: {folder} has no file {task}_*.yaml whose model is {model}; write one, as "
-        f"{task}_{model.lower()}.yaml, with the model, the task and the recipe"
+        f"--models {model}: {folder} has no file {task}/*.yaml whose model is {model}; write one, as "
+        f"{task}/{model.lower()}.yaml, with the model, the task and the recipe"
     )
 
 
@@ -192,7 +192,7 @@ def steps(grid: Grid, task: str, model: str, d_model: int, budget: float) -> int
 def check(grid: Grid) -> None:
     """Raise ValueError if anything of the grid cannot be run."""
     if not grid.presets.is_dir():
-        raise ValueError(f"--presets {grid.presets} is no folder; name one with files TASK_*.yaml")
+        raise ValueError(f"--presets {grid.presets} is no folder; name one with files TASK/*.yaml")
     for width in grid.d_models:
         if width < 0 or (width == 0 and len(grid.d_models) > 1):
             raise ValueError(f"--d_models {width} is no width; it must be at least 1")

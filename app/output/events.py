@@ -1,4 +1,4 @@
-"""TensorBoard's events of what is no run: reports and their figures."""
+"""TensorBoard's events of what is no run: reports and their figures. Loads PyTorch when they are written."""
 
 from __future__ import annotations
 
@@ -6,13 +6,17 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
-from torch.utils.tensorboard import SummaryWriter
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 
 @contextmanager
 def new_events(folder: Path) -> Iterator[SummaryWriter]:
     """A writer whose events take the place of those in the folder when all are written."""
+    from torch.utils.tensorboard import SummaryWriter
+
     folder.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=".events", dir=folder) as temporary:
         with closing(SummaryWriter(temporary)) as writer:

@@ -24,24 +24,20 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
+from app.cli.invocation import carried_out
 from app.machine import num_cores, num_gpus, only_gpu
 from app.study.study import STUDY_FILE, Planned, Record, Study, compact, read_study
-from callbacks.record_file import LAST, read_record
+from callbacks.record_file import RECORD, last_checkpoint, read_record
 
 LOGS = "logs"
 LOCK = ".lock"
 Tell = Callable[[str], Any]
 
 
-def last_checkpoint(folder: Path) -> Path:
-    """Where a run in `folder` keeps its last checkpoint."""
-    return folder / "checkpoints" / LAST
-
-
 def record_of(folder: Path) -> Record | None:
     """The record in a run folder, None where there is none that can be read."""
     try:
-        return read_record(folder / "record.json")
+        return read_record(folder / RECORD)
     except ValueError:
         return None
 
@@ -101,14 +97,14 @@ def carry_out(commands: list[list[str]], log: Path, environment: dict[str, str],
             os.dup2(file.fileno(), stream.fileno())
     import torch
 
-    from app.__main__ import main
+    from app.run.fit import run
 
     if threads:
         torch.set_num_threads(threads)
     stop_with_parent()
     for command in commands:
         sys.argv = ["app", *command]  # by which Lightning launches the further processes of a run
-        if code := main(command):
+        if code := carried_out(command, run):
             sys.exit(code)
     sys.exit(0)
 
@@ -185,7 +181,7 @@ def resumed(study: Study, folder: Path) -> Study:
         study.records |= {run.name: earlier.records[run.name] for run in study.plan if run.name in earlier.records}
     for run in study.plan:
         if run.name not in study.records and is_done(run, folder / run.name):
-            study.records[run.name] = compact(read_record(folder / run.name / "record.json"))
+            study.records[run.name] = compact(read_record(folder / run.name / RECORD))
     return study
 
 

@@ -23,7 +23,7 @@ from tests.app.run.test_resume import assert_same_run
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "app" / "configs"
-EXPERIMENTS = sorted(CONFIGS.glob("experiment/*.yaml"))
+EXPERIMENTS = sorted(CONFIGS.glob("experiment/**/*.yaml"))
 RECIPES = sorted(CONFIGS.glob("recipe/*.yaml"))
 MODELS = ("Palm", "PotatoLM", "SparseRNN", "TokenFormer", "TrajectoryLM", "Transformer")
 SIZES = "--model.d_model 16 --model.num_heads 2 --model.num_param_tokens 4 --model.num_ffn_param_tokens 8"
@@ -168,22 +168,34 @@ def test_help_of_a_function_lists_its_arguments(verb):
         assert (f"  {name} " if required else f"--{name}") in out
 
 
-def test_no_help_imports_torch_or_lightning():
+def loaded_by(lines: list[list[str]], modules: set[str]) -> str:
+    """Which of these modules a process has loaded when it has carried these command lines out."""
     program = (
-        "import sys\nfrom app.__main__ import main\n"
-        f"for verb in {[None, *LIGHTNING_VERBS, *FUNCTION_VERBS]}:\n"
-        "    try: main([verb, '--help'] if verb else ['--help'])\n"
+        f"import sys\nfrom app.__main__ import main\nfor line in {lines}:\n"
+        "    try: assert main(line) == 0\n"
         "    except SystemExit: pass\n"
-        "print('heavy:', {'torch', 'lightning', 'numpy', 'tensorboard'} & set(sys.modules))"
+        f"print('loaded:', *({modules} & set(sys.modules)))"
     )
     process = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert process.stdout.endswith("heavy: set()\n"), process.stderr
+    assert process.returncode == 0, process.stderr
+    return process.stdout.rpartition("loaded:")[2].strip()
+
+
+def test_a_report_loads_neither_torch_nor_lightning(tmp_path):
+    studies = [str(ROOT / "results" / name) for name in ("growth.json", "compare.json")]
+    assert loaded_by([["report", *studies, "--out", str(tmp_path / "R.md")]], {"torch", "lightning"}) == ""
+    assert (tmp_path / "R.md").is_file()
+
+
+def test_no_help_imports_torch_or_lightning():
+    helps = [["--help"], *([verb, "--help"] for verb in (*LIGHTNING_VERBS, *FUNCTION_VERBS))]
+    assert loaded_by(helps, {"torch", "lightning", "numpy", "tensorboard"}) == ""
 
 
 # Configuration and run folders ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("file", EXPERIMENTS, ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", EXPERIMENTS, ids=lambda file: f"{file.parent.name}-{file.stem}")
 def test_an_experiment_file_opens_with_its_command_and_parses(file):
     assert file.read_text().startswith("# python -m app ") or file.read_text().startswith("# for ")
     code, printed, err = call(f"fit --config {file} --print_config")

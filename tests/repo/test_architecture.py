@@ -14,6 +14,19 @@ MAY_IMPORT = {
     "datamodules": {"datamodules"},
     "models": {"models"},
 }
+GROUND = {"cli", "machine", "output"}
+STUDIES = {"compare", "growth_study", "scaling"}
+ROOMS = {  # of app, and which others each may import
+    **dict.fromkeys(GROUND, GROUND),
+    "benchmark": GROUND,
+    "run": GROUND,
+    "study": GROUND | {"run"},
+    **dict.fromkeys(STUDIES, GROUND | {"study"}),
+    "scorecard": GROUND | {"benchmark", "study"},
+    "report": GROUND | {"study"} | STUDIES,
+    "__main__": GROUND,  # it names the functions of verbs, and imports one when its verb is called
+}
+MAX_FILES = 10  # of a folder of app
 MODELS_MAY_USE = {"lightning", "torch", "torchmetrics"}
 MAX_FUNCTION_LINES = 60
 UNFINISHED = re.compile(r"\b(TODO|FIXME|NotImplementedError)\b")
@@ -63,6 +76,28 @@ def test_our_packages_import_each_other_one_way_only():
         for name in sorted(all_imports(path))
         if (package := name.partition(".")[0]) in MAY_IMPORT and package not in MAY_IMPORT[path.parts[0]]
     )
+
+
+def room(module: str) -> str:
+    """The room of app that a module lies in: `study` for app.study.processes."""
+    return module.split(".")[1]
+
+
+def test_rooms_of_app_import_each_other_one_way_only():
+    inside = {name: path for name, path in MODULES.items() if name.startswith("app.")}
+    assert {room(name) for name in inside} == ROOMS.keys()
+    offences(
+        f"{path} imports {name}"
+        for module, path in inside.items()
+        for name in sorted(all_imports(path))
+        if name.startswith("app.") and room(name) not in ROOMS[room(module)] | {room(module)}
+    )
+
+
+def test_folders_of_app_are_small():
+    folders = [path for path in (ROOT / "app").rglob("*") if path.is_dir() and path.name != "__pycache__"]
+    sizes = {folder.relative_to(ROOT): sum(p.stem != "__init__" for p in folder.glob("*.*")) for folder in folders}
+    offences(f"{folder} has {size} files" for folder, size in sizes.items() if size > MAX_FILES)
 
 
 def test_models_know_torch_and_lightning_only():

@@ -41,7 +41,8 @@ def corpus(tmp_path_factory) -> Path:
 def presets(corpus, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("presets")
     for model in ("Transformer", "PotatoLM"):
-        (folder / f"text_{model.lower()}.yaml").write_text(PRESET.format(model=model, corpus=corpus))
+        (folder / "text").mkdir(exist_ok=True)
+        (folder / "text" / f"{model.lower()}.yaml").write_text(PRESET.format(model=model, corpus=corpus))
     return folder
 
 
@@ -237,7 +238,7 @@ def test_a_comparison_is_killed_goes_on_and_is_reported(presets, tmp_path, capsy
     (["--tokens", "0"], "--tokens [0.0] must be above 0"),
     (["--flops", "1e9"], "give one budget: --tokens, such as 1e6, or --flops"),
     (["--models", "[Transfomer]"], "no such model; did you mean 'Transformer'?"),
-    (["--models", "[Palm]"], "has no file text_*.yaml whose model is Palm; write one, as text_palm.yaml"),
+    (["--models", "[Palm]"], "has no file text/*.yaml whose model is Palm; write one, as text/palm.yaml"),
     (["--tasks", "[txt]"], "--tasks txt: no such task; did you mean 'text'?"),
     (["--d_models", "[15]"], "--d_models 15: --model.d_model 15 does not split"),
     (["--d_models", "[16,0]"], "--d_models 0 is no width"),
