@@ -6,17 +6,14 @@ what the command line says, so that `test --ckpt_path FILE` needs nothing more a
 
 from __future__ import annotations
 
-import inspect
 import logging
-import re
 import shutil
 import sys
 import warnings
 from pathlib import Path
 from typing import Any, NoReturn
 
-import yaml
-from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -29,7 +26,8 @@ from app.cli.help import known_names
 from app.cli.invocation import typed_arguments
 from app.cli.mistakes import ParserError, UsageError, explained
 from app.machine import announce_run_dir
-from app.run.checkpoints import hyper_parameters, model_name, read_checkpoint, vocabulary
+from app.run.checkpoints import read_checkpoint
+from app.run.configuration import check_fits, check_optimizer, configuration_of, refuse_linked, trainer_mistake
 from app.run.folders import (
     RUNS,
     find_checkpoint,
@@ -53,7 +51,7 @@ from callbacks import (
 )
 from callbacks.console import ModelSummary, ProgressBar, say
 from datamodules import TaskData
-from models.base import CHECKPOINT_KEY, LanguageModel
+from models.base import LanguageModel
 from models.optim import Optim
 
 TRAINER_DEFAULTS: dict[str, Any] = {
@@ -221,69 +219,8 @@ class CLI(LightningCLI):
                 check_optimizer(self.checkpoint, self.checkpoint_path, self.config_init["optim"])
 
 
-def trainer_mistake(error: Exception) -> str:
-    """What Lightning says of its Trainer's options, behind the first of them that it mentions."""
-    text = " ".join(str(error).split())
-    options = inspect.signature(Trainer).parameters
-    mentioned = [f"--trainer.{word}" for word in re.findall(r"\w+", text) if word in options]
-    return f"{mentioned[0] if mentioned else '--trainer'}: {text}"
-
-
-def refuse_linked(args: list[str]) -> None:
-    """Raise UsageError for options whose value comes from another one."""
-    for option, source in (("--model.vocab_size", "--data"), ("--data.seed", "--seed_everything")):
-        if any(arg.partition("=")[0] == option for arg in args):
-            raise UsageError(f"{option} is not an option of its own: {source} gives it; leave it out")
-
-
-def check_fits(checkpoint: dict[str, Any], path: Path, model: LanguageModel, data: LightningDataModule) -> None:
-    """Raise ValueError unless the checkpoint was written by such a model, of these widths, on this vocabulary."""
-    if model_name(checkpoint) != type(model).__name__:
-        raise ValueError(
-            f"--ckpt_path {path} holds a {model_name(checkpoint)}; it cannot go on as --model {type(model).__name__}"
-        )
-    characters, own = vocabulary(checkpoint), data.state_dict().get("vocabulary")
-    if characters != own:
-        differ = sorted(set(characters or "") ^ set(own or ""))
-        raise ValueError(
-            f"--ckpt_path {path} was trained on another vocabulary ({len(characters or '')} characters, the data has "
-            f"{len(own or '')}; they differ in {differ}); use the --data and --data.corpus it was trained on"
-        )
-    growing = model.parameter_token_sizes()
-    for name, value in hyper_parameters(checkpoint).items():
-        if name not in (*growing, "compile", "dropout") and model.hparams.get(name) != value:
-            raise ValueError(f"--ckpt_path {path} has {name} {value}, --model.{name} is {model.hparams.get(name)}")
-
-
-def check_optimizer(checkpoint: dict[str, Any], path: Path, optim: Optim) -> None:
-    """Raise ValueError if the checkpoint's optimizer state is of another algorithm than the one configured."""
-    saved = checkpoint[CHECKPOINT_KEY]["optim"]["optimizer"]
-    if saved != optim.optimizer:
-        raise ValueError(
-            f"--optim.optimizer {optim.optimizer} cannot go on from --ckpt_path {path}, whose optimizer state is "
-            f"{saved}'s; leave it out, or begin a new run"
-        )
-
-
 def _as_list(value: Any) -> list[Any]:
     return [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
-
-
-def configuration_of(path: Path, checkpoint: dict[str, Any]) -> str:
-    """Configuration of the run that wrote the checkpoint: a file, or YAML made of the saved hyper-parameters."""
-    if folder := run_dir_of(path):
-        return str(folder / "config.yaml")
-    config = {"model": _class_config(checkpoint, "hyper_parameters", model_name(checkpoint), "vocab_size")}
-    if data := checkpoint.get("datamodule_hyper_parameters"):
-        config["data"] = _class_config(
-            checkpoint, "datamodule_hyper_parameters", data.get("_class_path", "CharText"), "seed"
-        )
-    return yaml.safe_dump(config | {"optim": checkpoint[CHECKPOINT_KEY]["optim"]})
-
-
-def _class_config(content: dict[str, Any], key: str, class_path: str, linked: str) -> dict[str, Any]:
-    arguments = {name: value for name, value in hyper_parameters(content, key).items() if name != linked}
-    return {"class_path": class_path, "init_args": arguments}
 
 
 def quieten() -> None:
