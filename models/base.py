@@ -13,10 +13,11 @@ Shapes: B batch, T time, D width, V vocabulary, N scored positions of a batch.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import lightning as L
 import torch
@@ -54,6 +55,9 @@ class LanguageModel(L.LightningModule):
         dropout: Probability of dropping embedded features in training.
         compile: Compile each layer with torch.compile.
     """
+
+    scales_with_width: ClassVar[tuple[str, ...] | None] = None
+    """Names of the options that go along with d_model in a comparison of widths; each model says its own."""
 
     def __init__(
         self,
@@ -139,6 +143,24 @@ class LanguageModel(L.LightningModule):
             logits_BV, state = self.step(token_B, state)
 
     # Sizes ---------------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def at_width(cls, options: Mapping[str, Any], d_model: int) -> dict[str, Any]:
+        """What to put over a model's `options` for another width: d_model, and in proportion what goes along with it.
+
+        Options that are not given have the constructor's defaults; one that is None stays so. ValueError if the model
+        does not say what goes along.
+        """
+        names, parameters = cls.scales_with_width, inspect.signature(cls).parameters
+        if names is None or not parameters.keys() >= set(names):
+            raise ValueError(
+                f"{cls.__name__} does not say which of its options go along with d_model; let its `scales_with_width` "
+                f"be a tuple of their names, among {', '.join(parameters)}"
+            )
+        current = {name: options.get(name, parameters[name].default) for name in ("d_model", *names)}
+        factor = d_model / current.pop("d_model")
+        scaled = {name: max(1, round(factor * size)) for name, size in current.items() if size is not None}
+        return {"d_model": d_model} | scaled
 
     def num_parameters(self) -> int:
         """Trained numbers, a shared one counted once."""

@@ -228,6 +228,8 @@ class Palm(LanguageModel):
         compile: Compile each block with torch.compile.
     """
 
+    scales_with_width = ("num_heads", "rank", "embedding_rank")
+
     def __init__(
         self,
         *,

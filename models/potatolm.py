@@ -251,6 +251,8 @@ class PotatoLM(LanguageModel):
         compile: Compile each layer with torch.compile.
     """
 
+    scales_with_width = ("num_heads",)
+
     def __init__(
         self,
         *,

@@ -244,6 +244,8 @@ class TokenFormer(GrowableModel):
         compile: Compile each block with torch.compile.
     """
 
+    scales_with_width = ("num_heads", "num_param_tokens", "num_ffn_param_tokens")
+
     def __init__(
         self,
         *,

@@ -120,6 +120,8 @@ class Transformer(LanguageModel):
         compile: Compile each block with torch.compile.
     """
 
+    scales_with_width = ("num_heads",)
+
     def __init__(
         self,
         *,

@@ -211,6 +211,8 @@ class SparseRNN(LanguageModel):
         compile: Compile each block with torch.compile, but for the loop over time.
     """
 
+    scales_with_width = ("state_width", "k")
+
     def __init__(
         self,
         *,

@@ -320,6 +320,8 @@ class TrajectoryLM(LanguageModel):
         compile: Compile each block with torch.compile, but for the look-up.
     """
 
+    scales_with_width = ("num_heads",)
+
     def __init__(
         self,
         *,

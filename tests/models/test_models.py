@@ -1,5 +1,6 @@
 """What every model promises: causality, streaming equal to parallel, counts that are true, learning."""
 
+import inspect
 import math
 
 import pytest
@@ -10,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from models import Palm, PotatoLM, SparseRNN, TokenFormer, TrajectoryLM, Transformer
-from models.base import sample
+from models.base import LanguageModel, sample
 from models.layers import MIN_CACHE, rotary_attention, rotary_attention_reference
 
 # Torch's counter does not know that a bag of k weighted rows of width m is a product of 1 x k and k x m.
@@ -261,3 +262,30 @@ def test_untrained_loss_is_that_of_a_uniform_guess():
     ):
         tokens = torch.randint(50, (4, 33))
         assert abs(model.loss((tokens[:, :-1], tokens[:, 1:])).item() - math.log(50)) < 0.15
+
+
+OLD_WIDTHS = ("num_heads", "state_width", "k", "rank", "embedding_rank", "num_param_tokens", "num_ffn_param_tokens")
+
+
+@pytest.mark.parametrize("kind", [Transformer, TokenFormer, PotatoLM, Palm, SparseRNN, TrajectoryLM])
+@pytest.mark.parametrize("d_model", [8, 64, 128, 192, 1000])
+@pytest.mark.parametrize("given", [{}, {"d_model": 96}, {"num_layers": 3, "rank": None, "num_heads": 6, "k": 5}])
+def test_every_option_that_is_a_width_goes_along_with_d_model(kind, d_model, given):
+    parameters = inspect.signature(kind).parameters
+    given = {name: value for name, value in given.items() if name in parameters}
+    options = {name: parameter.default for name, parameter in parameters.items()} | given
+    factor = d_model / options["d_model"]
+    scaled = {n: max(1, round(factor * options[n])) for n in OLD_WIDTHS if isinstance(options.get(n), int)}
+    assert kind.at_width(given, d_model) == {"d_model": d_model} | scaled
+
+
+@pytest.mark.parametrize("names", [None, ("num_hedas",)])
+def test_a_model_that_does_not_say_what_scales_is_not_compared_wrongly(names):
+    class Narrow(LanguageModel):
+        scales_with_width = names
+
+        def __init__(self, *, d_model: int = 8, num_heads: int = 2) -> None:
+            raise AssertionError("not needed")
+
+    with pytest.raises(ValueError, match="Narrow does not say which .* `scales_with_width` .* d_model, num_heads"):
+        Narrow.at_width({}, 16)
