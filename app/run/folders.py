@@ -9,10 +9,8 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Any
 
-import yaml
-
+from app.cli.yaml_text import read_yaml
 from app.machine import announced_run_dir
 
 RUNS = Path("runs")
@@ -26,23 +24,13 @@ def options_before_parsing(args: list[str]) -> dict[str, str]:
         name, _, value = arg.partition("=")
         value = value or (args[index + 1] if index + 1 < len(args) else "")
         if name in ("--config", "-c") and Path(value).is_file():
-            content = _read_yaml(Path(value))
+            content = read_yaml(Path(value))
             found |= {key: str(content[key]) for key in ("run_dir", "ckpt_path") if content.get(key)}
     for index, arg in enumerate(args):
         name, separator, value = arg.partition("=")
         if name in ("--run_dir", "--ckpt_path"):
             found[name[2:]] = value if separator else (args[index + 1] if index + 1 < len(args) else "")
     return found
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"--config {path} is not a YAML file: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict | None) or any(not isinstance(key, str) for key in content or ()):
-        raise ValueError(f"--config {path} holds no options, such as `trainer: {{max_steps: 100}}`")
-    return content or {}
 
 
 def family(base: Path) -> list[Path]:

@@ -101,6 +101,7 @@ def scratch(tiny, tmp_path_factory) -> Path:
     Path("unknown_key.yaml").write_text("trainer: {max_stepz: 3}\n")
     Path("list.yaml").write_text("[1, 2]\n")
     Path("broken.yaml").write_text("trainer: [\n")
+    Path("twice.yaml").write_text("optim:\n  beta1: 0.5\n  beta2: 0.6\n  beta1: 0.7\n")
     Path("small_data").mkdir()
     os.chdir(before)
     return folder
@@ -367,6 +368,8 @@ MISTAKES = {
     "TINY --config unknown_key.yaml": ("--trainer.max_stepz", "'--trainer.max_steps'"),
     "TINY --config list.yaml": ("--config list.yaml",),
     "TINY --config broken.yaml": ("--config broken.yaml",),
+    "TINY --config twice.yaml": ("--config twice.yaml: beta1 stands in line 2 and again in line 4",),
+    "TINY --optim '{beta1: 0.5, beta1: 0.6}'": ("--optim: ", "beta1 stands in line 1 and again in line 1"),
     # sizes that do not fit together
     "TINY --model.d_model 15": ("--model.d_model 15", "--model.num_heads 2"),
     "TINY --model.num_layers 0": ("--model.num_layers",),

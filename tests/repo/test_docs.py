@@ -33,6 +33,7 @@ README = PAGES["README.md"]
 EVERYTHING = "\n".join(PAGES.values())
 PACKAGES = ("app", "models", "datamodules", "callbacks")
 ADDED = {"RunningMean": "models/running_mean.py", "Parity": "datamodules/parity.py"}  # by the pages adding-a-*
+EXPERIMENT = "app/configs/experiment/copying/running_mean.yaml"  # of the added model
 FENCE = re.compile(r"^```(\S+)[ ]?(\S*)\n(.*?)^```$", re.M | re.S)
 OPTION = re.compile(r"(?<![\w-])--([a-z]\w*(?:\.\w+)*(?:\.\*)?)")
 PLANNED = ("compare", "growth-study")  # verbs whose --print_commands checks a plan
@@ -219,6 +220,8 @@ def copy(tmp_path_factory) -> Path:
         before, names = init.read_text(encoding="utf-8").split("\n__all__ = [")
         module = file.removesuffix(".py").replace("/", ".")
         init.write_text(f'{before}from {module} import {name}\n\n__all__ = ["{name}", {names}', encoding="utf-8")
+    (experiment,) = fenced("docs/adding-a-model.md", "yaml", "model")
+    (folder / EXPERIMENT).write_text(experiment, encoding="utf-8")
     return folder
 
 
@@ -260,6 +263,11 @@ def test_the_added_model_streams_and_trains_from_the_command_line(copy, printed)
     assert "--model RunningMean: Layers of running means." in printed
     assert "\nRunningMean, " in printed
     assert (copy / "runs/RunningMean-CharText/checkpoints/last.ckpt").is_file()
+
+
+def test_the_added_model_is_compared_with_its_own_options_at_each_width(printed):
+    for d_model, mean_width in ((32, 16), (128, 64)):
+        assert f" --model.d_model={d_model} --model.mean_width={mean_width} " in printed
 
 
 def test_the_added_task_is_what_it_says_and_trains_from_the_command_line(copy, printed):
@@ -446,7 +454,7 @@ def test_every_file_that_the_text_names_exists():
     text = "\n".join([EVERYTHING, *(path.read_text(encoding="utf-8") for path in others)])
     named = re.findall(r"\b(?:app|models|datamodules|callbacks|tests|docs)/[\w/*.-]+\.(?:py|yaml|md)\b", text)
     assert named
-    for name in {*named} - {*ADDED.values()}:
+    for name in {*named} - {*ADDED.values(), EXPERIMENT}:
         assert list(ROOT.glob(name)), f"the docs name {name}, which does not exist"
 
 

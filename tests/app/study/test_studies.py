@@ -258,17 +258,38 @@ def test_mistakes_of_a_comparison_end_in_one_line(presets, tmp_path, capsys, opt
     assert not (tmp_path / "study").exists()
 
 
-def test_widths_go_along():
-    from app.compare.command import PRESETS
-    from app.compare.plan import model_options, preset
+def test_a_file_as_print_config_writes_it_is_read_as_fit_reads_it(presets, tmp_path, capsys):
+    with pytest.raises(SystemExit):  # of jsonargparse
+        call(capsys, "fit", "--config", presets / "text" / "potatolm.yaml", "--print_config")
+    whole = capsys.readouterr().out
+    assert "class_path: models.PotatoLM" in whole
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "whole.yaml").write_text(whole)
+    lines = []
+    for folder in (presets, tmp_path):
+        options = ["--models", "[PotatoLM]", "--d_models", "[32]", "--print_commands"]
+        code, printed, err = call(capsys, *comparison(folder, tmp_path / "out", *options))
+        assert (code, err) == (0, "")
+        lines.append(re.sub(r"--config=\S+", "", printed))
+    assert lines[0] == lines[1]
+    assert " --model.d_model=32 --model.num_heads=4 " in lines[0]
 
-    tokenformer = preset(ROOT / PRESETS, "shakespeare", "TokenFormer")
-    sized = model_options(tokenformer, 32)
-    assert {name: sized[name] for name in ("d_model", "num_heads", "num_param_tokens", "num_ffn_param_tokens")} == {
-        "d_model": 32, "num_heads": 2, "num_param_tokens": 16, "num_ffn_param_tokens": 128
-    }  # fmt: skip
-    assert sized["rope_base"] == 100
-    assert model_options(tokenformer, 0) == tokenformer.model_options
+
+@pytest.mark.parametrize(("content", "message"), [
+    (PRESET.format(model="models.PotatoLM", corpus="x"), "several files of PotatoLM on text: {0}/a.yaml, {0}/b.yaml;"),
+    ("optim: {beta1: 0.5, beta1: 0.6}", "--presets {0}/b.yaml: beta1 stands in line 1 and again in line 1"),
+    ("model: [", "--presets {0}/b.yaml is not a YAML file"),
+    ("model: {class_path: PotatoLN}", "--presets {0}/b.yaml: --model PotatoLN does not exist; did you mean 'Pot"),
+    ("optim: {beta: 0.5}", "--presets {0}/b.yaml: unknown option --optim.beta; did you mean '--optim.beta"),
+])  # fmt: skip
+def test_files_that_will_not_do_are_named(presets, tmp_path, capsys, content, message):
+    (tmp_path / "text").mkdir()
+    for name, text in (("a", (presets / "text" / "potatolm.yaml").read_text()), ("b", content)):
+        (tmp_path / "text" / f"{name}.yaml").write_text(text)
+    code, out, err = call(capsys, *comparison(tmp_path, tmp_path / "study", "--models", "[PotatoLM]"))
+    assert (code, out) == (2, "")
+    assert message.format(tmp_path / "text") in err
+    assert err.count("\n") == 1
 
 
 # growth-study ---------------------------------------------------------------------------------------------------------
