@@ -10,6 +10,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from app.cli.invocation import carried_out, fail
+from app.machine import begin_in_utf8
 
 LIGHTNING_VERBS = {
     "fit": "train a model, or go on with --ckpt_path",
@@ -93,4 +94,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    begin_in_utf8()
     sys.exit(main())

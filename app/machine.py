@@ -5,9 +5,12 @@ PyTorch is imported by the functions that use it, so that what only asks for cor
 
 from __future__ import annotations
 
+import codecs
+import locale
 import os
 import platform
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +19,8 @@ from typing import Any, Literal
 Device = Literal["auto", "cpu", "cuda"]
 TRACEBACK_VARIABLE = "GREENHOUSE_TRACEBACK"  # set by a user who wants to see where a message comes from
 RUN_DIR_VARIABLE = "GREENHOUSE_RUN_DIR"  # tells the processes that the first one launches which folder it chose
+UTF8_VARIABLE = "PYTHONUTF8"
+ENCODING_VARIABLE = "PYTHONIOENCODING"
 GPUS_VARIABLE = "CUDA_VISIBLE_DEVICES"
 RANK_VARIABLES = ("RANK", "SLURM_PROCID", "LOCAL_RANK")  # of torchrun, SLURM and Lightning's own launcher
 
@@ -26,6 +31,19 @@ RANK_VARIABLES = ("RANK", "SLURM_PROCID", "LOCAL_RANK")  # of torchrun, SLURM an
 def wants_traceback() -> bool:
     """Whether the user asked to see where a message comes from."""
     return bool(os.environ.get(TRACEBACK_VARIABLE))
+
+
+def begin_in_utf8() -> None:
+    """Begin this program anew in Python's UTF-8 mode where the locale has another encoding; else do nothing.
+
+    Options, names of files, YAML and texts are UTF-8 whatever the locale, also where other people's code reads them.
+    What is printed keeps the encoding of the terminal.
+    """
+    is_utf8 = sys.flags.utf8_mode or codecs.lookup(locale.getencoding()).name == "utf-8"
+    if is_utf8 or os.environ.get(UTF8_VARIABLE) == "1":
+        return
+    environment = os.environ | {UTF8_VARIABLE: "1", ENCODING_VARIABLE: sys.stdout.encoding}
+    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
 
 
 def is_first_process() -> bool:

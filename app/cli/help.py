@@ -68,9 +68,14 @@ class Option(NamedTuple):
     text: str
 
 
+def statements(file: Path) -> list[ast.stmt]:
+    """The statements at the top of a source file."""
+    return ast.parse(file.read_text(encoding="utf-8")).body
+
+
 def classes_in(file: Path) -> dict[str, ast.ClassDef]:
     """Classes defined at the top of a source file."""
-    return {node.name: node for node in ast.parse(file.read_text()).body if isinstance(node, ast.ClassDef)}
+    return {node.name: node for node in statements(file) if isinstance(node, ast.ClassDef)}
 
 
 def documented(docstring: str) -> dict[str, str]:
@@ -103,7 +108,8 @@ def options_of(node: ast.ClassDef) -> list[Option]:
 
 def choices(package: str, base: str) -> dict[str, ast.ClassDef]:
     """Subclasses of `base` that `package` exports, in the order of their names."""
-    exported = re.findall(r'"(\w+)"', (ROOT / package / "__init__.py").read_text().partition("__all__")[2])
+    source = (ROOT / package / "__init__.py").read_text(encoding="utf-8")
+    exported = re.findall(r'"(\w+)"', source.partition("__all__")[2])
     found = {name: node for file in sorted((ROOT / package).rglob("*.py")) for name, node in classes_in(file).items()}
 
     def descends(name: str) -> bool:
@@ -117,8 +123,7 @@ def choices(package: str, base: str) -> dict[str, ast.ClassDef]:
 def named_values(package: str) -> dict[str, str]:
     """Types and constants that the source names, models' and the package's own: Init -> Literal['zero_keys', …]."""
     files = [file for folder in ("models", package) for file in sorted((ROOT / folder).rglob("*.py"))]
-    statements = [node for file in files for node in ast.parse(file.read_text()).body]
-    assigned = [node for node in statements if isinstance(node, ast.Assign)]
+    assigned = [node for file in files for node in statements(file) if isinstance(node, ast.Assign)]
     named = [node for node in assigned if isinstance(node.value, ast.Subscript | ast.Constant)]
     return {ast.unparse(node.targets[0]): ast.unparse(node.value) for node in named}
 

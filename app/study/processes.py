@@ -92,7 +92,7 @@ def carry_out(commands: list[list[str]], log: Path, environment: dict[str, str],
     """Run the commands one after the other in this process, their output in `log`; exits as the last of them."""
     os.setsid()  # Ctrl-C at the terminal reaches the one that started it, which tells all to save and end
     os.environ.update(environment)
-    with log.open("a") as file:
+    with log.open("a", encoding="utf-8") as file:
         for stream in (sys.stdout, sys.stderr):
             os.dup2(file.fileno(), stream.fileno())
     import torch
@@ -132,7 +132,7 @@ def alone(folder: Path) -> Iterator[None]:
     """Hold the study's lock; ValueError if another process works in the folder, or nothing can be written there."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / LOCK).open("w")
+        file = (folder / LOCK).open("w", encoding="utf-8")
     except OSError as error:
         raise ValueError(f"--out {folder} cannot be written ({error.strerror}); name another folder") from error
     with file:
@@ -243,7 +243,7 @@ def finish(job: Active, study: Study, folder: Path, failures: list[str]) -> str:
         study.records[job.run.name] = compact(record)
         study.save(folder)
         return f"{job.run.name}: {outcome(record)}"
-    lines = job.log.read_text(errors="replace").strip().splitlines() if job.log.exists() else []
+    lines = job.log.read_text(encoding="utf-8", errors="replace").strip().splitlines() if job.log.exists() else []
     reason = f"{job.run.name} failed (exit code {job.process.exitcode}): {lines[-1] if lines else 'no output'}"
     failures.append(f"{reason}; its output is in {job.log}")
     return reason

@@ -138,6 +138,26 @@ def test_the_command_line_starts_without_torch():
     )
 
 
+def opens_text(node: ast.AST) -> bool:
+    """Whether a call opens a file as text: `open`, or a path's `open`, `read_text` or `write_text`."""
+    if not isinstance(node, ast.Call):
+        return False
+    is_binary = any(isinstance(a, ast.Constant) and isinstance(a.value, str) and "b" in a.value for a in node.args)
+    if isinstance(node.func, ast.Attribute):
+        is_path = ast.unparse(node.func.value) != "os"
+        return node.func.attr in {"open", "read_text", "write_text"} and is_path and not is_binary
+    return isinstance(node.func, ast.Name) and node.func.id == "open" and not is_binary
+
+
+def test_whoever_opens_a_text_names_its_encoding():
+    offences(
+        f"{path}:{node.lineno} {ast.unparse(node)}"
+        for path, tree in TREES.items()
+        for node in ast.walk(tree)
+        if opens_text(node) and all(keyword.arg != "encoding" for keyword in node.keywords)
+    )
+
+
 def test_functions_are_short():
     offences(
         f"{path}:{node.lineno} {node.name}: {length} lines"

@@ -1,0 +1,105 @@
+"""What is accepted works, what cannot work is refused: on one short line, before the work, and in every locale."""
+
+import io
+import os
+import subprocess
+import sys
+from contextlib import redirect_stdout
+
+import pytest
+import torch
+
+from app.__main__ import main
+from app.cli import faults
+from app.machine import TRACEBACK_VARIABLE
+from tests.app.test_cli import ROOT, assert_refused, call, here, scratch, tiny  # noqa: F401 - fixtures among them
+
+NARROW = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}  # where Python takes ASCII for all encoding
+
+
+# One line, and for a fault of ours a file ----------------------------------------------------------------------------
+
+
+def demo_that_raises(monkeypatch, error: BaseException) -> None:
+    def demo() -> int:
+        raise error
+
+    monkeypatch.setattr("app.run.demo.demo", demo)
+
+
+def test_a_fault_of_ours_is_one_line_and_its_traceback_is_in_a_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    demo_that_raises(monkeypatch, KeyError("lost"))
+    outcome = call("demo")
+    (kept,) = tmp_path.iterdir()
+    assert (outcome.code, outcome.err.count("\n")) == (1, 1)
+    assert outcome.err.startswith("error: KeyError: 'lost'")
+    assert kept.name in outcome.err
+    text = kept.read_text(encoding="utf-8")
+    assert text.startswith("$ python -m app demo\n")
+    assert "in demo\n    raise error\nKeyError: " in text
+
+
+def test_a_fault_of_ours_is_told_where_nothing_can_be_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path / "tmp"))
+    (tmp_path / "tmp").mkdir()
+    (tmp_path / f"greenhouse-traceback-{os.getpid()}.txt").mkdir()  # in the way
+    demo_that_raises(monkeypatch, AssertionError())
+    assert str(tmp_path / "tmp" / "greenhouse-traceback") in call("demo").err
+
+
+def test_a_user_who_asks_for_it_sees_where_a_message_comes_from(monkeypatch):
+    monkeypatch.setenv(TRACEBACK_VARIABLE, "1")
+    demo_that_raises(monkeypatch, KeyError("lost"))
+    with pytest.raises(KeyError, match="lost"):
+        call("demo")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        MemoryError("Unable to allocate 7.28 TiB for an array with shape (1000000000000,) and data type int64"),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 1 GiB."),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you"),
+    ],
+)
+def test_too_little_memory_is_for_the_user_to_mend(tmp_path, monkeypatch, error):
+    monkeypatch.chdir(tmp_path)
+    demo_that_raises(monkeypatch, error)
+    assert_refused(call("demo"), "out of memory", "smaller")
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_message_is_longer_than_a_few_rows(monkeypatch):
+    demo_that_raises(monkeypatch, ValueError("--demo\n  is " + "x" * 30_000 + "; leave it out"))
+    outcome = call("demo")
+    assert_refused(outcome, "--demo is xxx", " ... ", "; leave it out")
+    assert len(outcome.err) < 80 * 8
+    assert faults.one_line("short, as\n  it is") == "short, as it is"
+
+
+# UTF-8 everywhere ----------------------------------------------------------------------------------------------------
+
+
+def test_the_locale_decides_nothing(tiny, tmp_path):  # noqa: F811
+    config = tmp_path / "maté.yaml"
+    config.write_text("samples: {prompt: 'maté'}  # é\n", encoding="utf-8")
+    line = [*tiny.split(), "--config", config.name, "--run_dir", "runs/maté"]
+    process = subprocess.run(
+        [sys.executable, "-m", "app", *line], cwd=tmp_path, env=os.environ | NARROW | {"PYTHONPATH": str(ROOT)},
+        capture_output=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert (process.returncode, process.stderr) == (0, b"")
+    assert b"run folder: runs/mat?\n" in process.stdout
+    assert "prompt: maté" in (tmp_path / "runs/maté/config.yaml").read_text(encoding="utf-8")
+
+
+def test_text_is_not_cut_off_by_what_a_terminal_cannot_show(here):  # noqa: F811
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    with redirect_stdout(terminal):
+        assert main(["generate", "whole.ckpt", "--prompt", "maté", "--max_new_tokens", "5"]) == 0
+    terminal.flush()
+    assert terminal.buffer.getvalue().startswith(b"mat?")
+    assert len(terminal.buffer.getvalue()) == 4 + 5 + 1
