@@ -36,7 +36,7 @@ class Optim:
     """How the parameters are trained; the same recipe can be used with every model.
 
     Args:
-        optimizer: Of the hidden matrices; embeddings, head and vectors are always AdamW's.
+        optimizer: Optimizer of the hidden matrices; embeddings, head and vectors have AdamW always.
         learning_rate: Peak of the schedule.
         matrix_learning_rate: Peak for the hidden matrices; null for learning_rate.
         head_learning_rate: Peak for the head; null for learning_rate.
@@ -45,9 +45,9 @@ class Optim:
         beta1: Decay rate of Adam's first moment.
         beta2: Decay rate of Adam's second moment.
         eps: Added to the root of Adam's second moment.
-        momentum: Of Muon.
+        momentum: Decay rate of Muon's moment.
         momentum_warmup_steps: Optimizer steps in which Muon's momentum rises from 0.85.
-        muon_scale: Of Muon's update: RMS of AdamW's, so that learning rates carry over, or of the original.
+        muon_scale: Size of Muon's update: the RMS of AdamW's, so that learning rates carry over, or the original.
         schedule: Shape of the learning rate after the warm-up.
         warmup_steps: Optimizer steps of linear warm-up.
         min_lr_ratio: Where cosine and wsd end, as a part of the peak.

@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from app.cli.checks import at_least_one, unique, unique_seeds
+from app.cli.groups import OptionGroup
 from app.cli.invocation import command_line
 from app.cli.names import known_models
-from app.cli.options import OptionGroup
 from app.study.conduct import OURS, conduct, parsed
 from app.study.study import Study
 
 HELP = "python -m app compare --help"
 PRESETS = Path(os.path.relpath(Path(__file__).parents[1] / "configs" / "experiment"))
 TASKS = ("copying", "recall", "shakespeare")
-NONE = OptionGroup()
+TRAINER_OPTIONS = OptionGroup(ours=OURS)
 
 
 def compare(
@@ -35,7 +35,7 @@ def compare(
     learning_rates: list[float] | None = None,
     validations: int = 5,
     presets: Path = PRESETS,
-    trainer: OptionGroup = NONE,
+    trainer: OptionGroup = TRAINER_OPTIONS,
     out: Path = Path("runs/compare"),
     workers: int | None = None,
     print_commands: bool = False,
@@ -43,17 +43,17 @@ def compare(
     """Compare models on tasks under one budget: mean and spread over seeds, each model at its best learning rate.
 
     Args:
-        models: Names, the first of which the others are compared with; by default all, the Transformer first.
+        models: Models, the first of which the others are compared with; by default all, the Transformer first.
         tasks: Folders of experiment files; by default [copying,recall,shakespeare].
-        d_models: Widths; heads, parameter tokens and other widths go along. By default that of the experiment file.
-        seeds: Of data and models; by default [1,2,3].
+        d_models: Widths; what a model scales with its width goes along. By default the width of the experiment file.
+        seeds: Seeds of data and models; by default [1,2,3].
         tokens: Budget of training tokens of each run, or several budgets.
         flops: Budget of training FLOPs of each run, or several, in the place of tokens.
         learning_rates: Multiples of the file's learning rates; the first seed tries them all, and the one of least
             validation loss is taken by the others. By default [0.3,1,3].
-        validations: In each run, the last at its end.
+        validations: Validations in each run, the last at its end.
         presets: Folder of the experiment files, TASK/*.yaml.
-        trainer: Of Lightning's Trainer, such as --trainer.accelerator, --trainer.devices and --trainer.precision.
+        trainer: Options of Lightning's Trainer, such as --trainer.accelerator, --trainer.devices, --trainer.precision.
         out: Folder of the runs and of study.json, compare.md and compare.csv.
         workers: Runs side by side; by default one a GPU, else one a core.
         print_commands: Print the commands of the runs that can be started, and start none. Those of further seeds
@@ -67,7 +67,7 @@ def compare(
     from app.compare.plan import Grid, check, extend, first_runs
 
     at_least_one(validations=validations)
-    parsed(Trainer, "trainer", {}, trainer, OURS, HELP)
+    parsed(Trainer, "trainer", trainer, HELP)
     grid = Grid(
         chosen_models(models), unique("tasks", tasks or TASKS), unique("d_models", d_models or [0]),
         unique_seeds([1, 2, 3] if seeds is None else seeds), *budget(tokens, flops),

@@ -23,7 +23,7 @@ class Row:
 
     Attributes:
         task, model, d_model, budget: What it is.
-        unit: Of the budget.
+        unit: Unit of the budget.
         factor: The learning rate that was chosen, as a multiple of the experiment file's; None if all diverged.
         at_edge: Whether it is the least or the greatest of several, so that a better one may lie beyond.
         seeds: Whose runs were measured.
@@ -31,7 +31,7 @@ class Row:
         parameters, tokens, flops, seconds: Means over the seeds; seconds of training.
         quality: Name of what is measured.
         values: By slice, of each seed; the first slice is the whole test.
-        difference: Of the whole test from the first model's, paired by seed, with a t interval.
+        difference: Difference of the whole test from the first model's, paired by seed, with a t interval.
     """
 
     task: str

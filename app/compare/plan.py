@@ -35,14 +35,14 @@ class Grid:
     """All that is compared: names and values of the verb's options, checked.
 
     Attributes:
-        models: Names.
+        models: Their names.
         tasks: Folders of experiment files.
         d_models: Widths; 0 for the file's own.
         seeds: The first chooses the learning rate.
-        unit: Of the budgets, `tokens` or `flops`.
-        budgets: Of each run.
-        factors: Of the learning rates.
-        validations: In each run.
+        unit: Unit of the budgets, `tokens` or `flops`.
+        budgets: Budgets, one of which each run has.
+        factors: Multiples of the learning rates.
+        validations: Validations in each run.
         presets: Folder of the experiment files.
         trainer: What is passed on to every fit, as typed.
     """

@@ -12,20 +12,22 @@ from pathlib import Path
 from typing import Any
 
 from app.cli.checks import at_least_one, unique, unique_seeds
+from app.cli.groups import OptionGroup
 from app.cli.invocation import command_line
 from app.cli.mistakes import check_known
-from app.cli.options import OptionGroup
 from app.growth_study.plan import GROUPS, RECIPES, Scale, plan_corpus
 from app.study.conduct import OURS, conduct, parsed
 from app.study.study import Planned, Study
 
 HELP = "python -m app growth-study --help"
 CORPORA = ("tiny-shakespeare", "python-stdlib")
-NONE = OptionGroup()
 MODEL = {"d_model": 64, "num_heads": 4, "rope_base": 100.0, "num_param_tokens": 128, "num_ffn_param_tokens": 512}
 DATA = {"seq_len": 128, "batch_size": 16}
 OPTIM = {"learning_rate": 1e-2, "weight_decay": 0.0, "warmup_steps": 50}
-OURS_HERE = {*OURS, "limit_val_batches", "limit_test_batches"}
+MODEL_OPTIONS = OptionGroup(kind="TokenFormer", defaults=MODEL, ours=frozenset({"vocab_size"}))
+DATA_OPTIONS = OptionGroup(kind="CharText", defaults=DATA, ours=frozenset({"corpus", "seed"}))
+OPTIM_OPTIONS = OptionGroup(defaults=OPTIM, ours=frozenset({"restart_steps"}))
+TRAINER_OPTIONS = OptionGroup(ours=OURS | {"limit_val_batches", "limit_test_batches"})
 
 
 def growth_study(
@@ -40,10 +42,10 @@ def growth_study(
     validations: int = 10,
     val_batches: int = 16,
     test_batches: int = 128,
-    model: OptionGroup = NONE,
-    data: OptionGroup = NONE,
-    optim: OptionGroup = NONE,
-    trainer: OptionGroup = NONE,
+    model: OptionGroup = MODEL_OPTIONS,
+    data: OptionGroup = DATA_OPTIONS,
+    optim: OptionGroup = OPTIM_OPTIONS,
+    trainer: OptionGroup = TRAINER_OPTIONS,
     out: Path = Path("runs/growth-study"),
     workers: int | None = None,
     print_commands: bool = False,
@@ -52,20 +54,20 @@ def growth_study(
 
     Args:
         corpora: Texts, as in --data.corpus of fit; by default [tiny-shakespeare,python-stdlib].
-        seeds: Of data and models; by default [1,2,3].
+        seeds: Seeds of data and models; by default [1,2,3].
         recipes: Some of exact, published, dropped, no_rewarm, restarted, ramped, early, late and one_large; by default
             all.
-        steps: Of the run from scratch at the final size; its FLOPs are the budget of every run.
+        steps: Steps of the run from scratch at the final size, whose FLOPs are the budget of every run.
         first_fraction: First size as a part of the final one.
-        scratch_budgets: Of the runs from scratch, in budgets, 1 among them; by default [0.5,0.7,1,1.4].
+        scratch_budgets: Budgets of the runs from scratch, as multiples, 1 among them; by default [0.5,0.7,1,1.4].
         rewarm_steps: Steps in which new rows are warmed up, by the recipes that do so.
-        validations: In each run.
-        val_batches: Batches in each of them, and just before and after each growth.
+        validations: Validations in each run.
+        val_batches: Batches of each validation, and of the measurements just before and after each growth.
         test_batches: Batches of the test split on which the end of each run is measured.
-        model: Of TokenFormer; --model.num_param_tokens and --model.num_ffn_param_tokens are the final sizes.
-        data: Of CharText.
-        optim: Of all runs.
-        trainer: Of Lightning's Trainer, such as --trainer.accelerator, --trainer.devices and --trainer.precision.
+        model: Options of TokenFormer; --model.num_param_tokens and --model.num_ffn_param_tokens are the final sizes.
+        data: Options of CharText, but for the corpus.
+        optim: Options of the recipe of training, the same in all runs.
+        trainer: Options of Lightning's Trainer, such as --trainer.accelerator, --trainer.devices, --trainer.precision.
         out: Folder of the runs and of study.json, growth_study.md and growth_study.csv.
         workers: Runs side by side; by default one a GPU, else one a core.
         print_commands: Print the commands of all runs that are not done, and start none.
@@ -121,10 +123,8 @@ def checked_scale(
         raise ValueError(f"--first_fraction is {first_fraction}; it must be between 0 and 1")
     if min(budgets) <= 0 or 1 not in budgets:
         raise ValueError(f"--scratch_budgets {list(budgets)} must be above 0 and hold 1, the budget of the grown runs")
-    model = parsed(TokenFormer, "model", MODEL, groups["model"], {"vocab_size"}, HELP)
-    data = parsed(CharText, "data", DATA, groups["data"], {"corpus", "seed"}, HELP)
-    optim = parsed(Optim, "optim", OPTIM, groups["optim"], {"restart_steps"}, HELP)
-    parsed(Trainer, "trainer", {}, groups["trainer"], OURS_HERE, HELP)
+    kinds = {"model": TokenFormer, "data": CharText, "optim": Optim, "trainer": Trainer}
+    model, data, optim, _ = (parsed(kind, name, groups[name], HELP) for name, kind in kinds.items())
     TokenFormer(vocab_size=2, **model)
     Optim(**optim)
     first = {group: max(1, round(first_fraction * model[group])) for group in GROUPS}

@@ -55,10 +55,10 @@ class RecipeOutcome:
         diverged: Number of runs that diverged, which count in nothing else.
         stages: Steps of each stage.
         parameters: Trained numbers in each stage.
-        flops: Of the whole run, all stages counted.
-        seconds: Of training, mean over the seeds.
+        flops: FLOPs of the whole run, all stages counted.
+        seconds: Seconds of training, mean over the seeds.
         losses: Bits per character at the end, a seed each.
-        difference: From the run from scratch at equal FLOPs, paired by seed, with a t interval; None without it.
+        difference: Difference from the run from scratch at equal FLOPs, paired by seed; None without that run.
         saved: None where there is no curve, and for the runs from scratch.
         jump: The largest change of bits per character by growth itself, over growths and seeds; None without growth.
     """

@@ -25,10 +25,10 @@ class Recipe:
 
     Attributes:
         text: What it is, for the table's legend.
-        shares: Of the budget's FLOPs that each stage spends; sizes rise evenly from the first to the final one.
-        init: Of new rows, as in `--growth.init`.
-        tau: As in `--growth.tau`.
-        carry: As in `--growth.carry`.
+        shares: Shares of the budget's FLOPs that the stages spend; sizes rise evenly from the first to the final one.
+        init: How new rows start, as in `--growth.init`.
+        tau: What becomes of the scale, as in `--growth.tau`.
+        carry: What becomes of the optimizer's moments, as in `--growth.carry`.
         rewarm: Whether new rows are warmed up.
         restart: Whether warm-up and schedule of the learning rate begin anew at each growth.
     """
@@ -65,14 +65,14 @@ class Scale:
     Attributes:
         model: Options of TokenFormer, the sizes being the final ones.
         data: Options of CharText but for the corpus.
-        optim: Of the recipe of training.
+        optim: Options of the recipe of training.
         trainer: What is passed on to every fit, as typed.
         first: Sizes before the first growth.
-        steps: Of the run from scratch that spends the budget.
-        scratch_budgets: Of the runs from scratch, as multiples of the budget.
-        rewarm_steps: Of recipes that warm new rows up.
-        validations: In each run.
-        val_batches: Batches in each of them, and in the measurement before and after growth.
+        steps: Steps of the run from scratch that spends the budget.
+        scratch_budgets: Budgets of the runs from scratch, as multiples of the budget.
+        rewarm_steps: Steps in which recipes that do so warm new rows up.
+        validations: Validations in each run.
+        val_batches: Batches of each validation, and of the measurement before and after growth.
         test_batches: Batches of the test split that the end of a run is measured on.
     """
 

@@ -43,7 +43,7 @@ class Section:
         title: Its heading.
         command: What made the study.
         about: How many runs, on what.
-        paragraphs: Of Markdown.
+        paragraphs: Its text, in Markdown.
         figures: By file name.
         answer: What stands at the very beginning of the report.
     """

@@ -32,7 +32,7 @@ def scaling(
         metric: Loss to fit: of the final validation, such as val/loss, or of the test, such as test/bits_per_char.
         intervals: Share of the refits inside an interval.
         resamples: Refits of the bootstrap.
-        seed: Of the bootstrap.
+        seed: Seed of the bootstrap.
         out: Folder to write scaling.json, scaling.md, scaling.csv and scaling.png to; by default nothing is written.
         tensorboard: Write the figure and the tables for TensorBoard, too, in the folder tensorboard in --out.
 

@@ -246,9 +246,9 @@ def fit(
     Args:
         sizes: "N" or "D" or both, in this order, with a size for each point.
         losses: A loss for each point; several of one size, such as those of seeds, stay separate.
-        level: Of intervals.
-        resamples: Refits.
-        seed: Of the bootstrap's generator, which is its own.
+        level: Share of the refits inside an interval.
+        resamples: Number of refits.
+        seed: Seed of the bootstrap's generator, which is its own.
     """
     sizes, y = {name: np.asarray(values, float) for name, values in sizes.items()}, np.asarray(losses, float)
     if not 0 < level < 1 or resamples < 1:

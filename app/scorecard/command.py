@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from app.cli.checks import at_least_one, check_folder, check_seed
+from app.cli.groups import OptionGroup
 from app.cli.names import known_models
-from app.cli.options import OptionGroup
 from app.machine import Device, find_device, num_cores, num_threads
 from app.output.tables import new_console
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,33 +14,26 @@ from app.cli.options import OptionGroup, Parser
 from app.output.tables import WIDE, new_console
 from app.study.study import Study
 
-OURS = {  # of --trainer.*
+OURS = frozenset({  # of --trainer.*
     "max_steps", "max_epochs", "min_steps", "min_epochs", "max_time", "val_check_interval", "check_val_every_n_epoch",
     "limit_train_batches", "callbacks", "logger", "fast_dev_run", "overfit_batches", "default_root_dir",
     "accumulate_grad_batches",
-}  # fmt: skip
+})  # fmt: skip
 
 
-def parsed(
-    kind: Callable[..., Any],
-    prefix: str,
-    defaults: Mapping[str, Any],
-    group: OptionGroup,
-    ours: set[str],
-    help_command: str,
-) -> dict[str, Any]:
-    """What differs from a constructor's own defaults: `defaults`, and what was typed. UsageError if it will not do."""
+def parsed(kind: Callable[..., Any], prefix: str, group: OptionGroup, help_command: str) -> dict[str, Any]:
+    """What differs from a constructor's own defaults: the group's, and what was typed. UsageError if it will not do."""
     parser = Parser(allow_abbrev=False)
-    parser.add_class_arguments(kind, prefix, skip=ours)
-    parser.set_defaults({f"{prefix}.{name}": value for name, value in defaults.items()})
+    parser.add_class_arguments(kind, prefix, skip=set(group.ours))
+    parser.set_defaults({f"{prefix}.{name}": value for name, value in group.defaults.items()})
     for option in group.options:
         name = option.partition("=")[0]
-        if name.removeprefix(f"--{prefix}.").partition(".")[0].removesuffix("+") in ours:
+        if name.removeprefix(f"--{prefix}.").partition(".")[0].removesuffix("+") in group.ours:
             raise ValueError(f"{name} is given by the study's own options; leave it out")
     with explained(help_command):
         values = parser.parse_args(list(group.options))[prefix].as_dict()
     own = inspect.signature(kind).parameters
-    return {k: value for k, value in values.items() if k in defaults or value != own[k].default}
+    return {k: value for k, value in values.items() if k in group.defaults or value != own[k].default}
 
 
 def conduct(

@@ -22,7 +22,7 @@ class Experiment:
     """An experiment file.
 
     Attributes:
-        path: Of the file.
+        path: The file.
         model: The class of the model.
         model_options: All that it is built with, but for `vocab_size`, which the data give.
         data: The class of the task.

@@ -35,7 +35,7 @@ class Planned:
     Attributes:
         name: Its folder below the study's; two runs of equal names are the same run.
         labels: What tables group by, such as model, task, size and seed.
-        options: Of `fit`, without --run_dir.
+        options: Options of `fit`, without --run_dir.
         test: Whether to measure the end of the run on the test split, too.
     """
 

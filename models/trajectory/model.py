@@ -309,7 +309,7 @@ class TrajectoryLM(LanguageModel):
         d_model: Width.
         num_layers: Blocks.
         num_heads: Heads of the memory, each with symbols of its own.
-        bits: Of a symbol: 2^bits things that a head can tell apart.
+        bits: Bits of a symbol: 2^bits things that a head can tell apart.
         spans: Numbers of symbols that a context consists of, each with a table of its own.
         num_matches: Latest positions that a slot of a table keeps.
         num_slots: Slots of a head and span, which bound the memory; null for as many as there are addresses.

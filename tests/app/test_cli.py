@@ -3,6 +3,7 @@
 import inspect
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -124,12 +125,16 @@ def test_the_overview_has_a_line_for_every_verb(line):
         assert f"  {verb:<14}{text}\n" in out
 
 
-@pytest.mark.parametrize("verb", LIGHTNING_VERBS)
-def test_help_of_fit_and_its_kin_lists_every_option_of_the_project(verb):
+def listed(verb: str) -> dict[str, str]:
+    """What a verb's help says of each option, by the option with its dashes."""
+    return {line.split()[0]: line for line in call(f"{verb} --help").out.splitlines() if line.startswith("  --")}
+
+
+def test_help_of_fit_lists_every_option_of_the_project():
     from callbacks import Checkpoints, Growth, Samples
     from models.optim import Optim
 
-    out = call(f"{verb} --help").out
+    out = call("fit --help").out
     for group, kind in (("optim", Optim), ("growth", Growth), ("samples", Samples), ("checkpoints", Checkpoints)):
         for name in inspect.signature(kind).parameters:
             assert f"  --{group}.{name} " in out
@@ -137,6 +142,50 @@ def test_help_of_fit_and_its_kin_lists_every_option_of_the_project(verb):
         assert f"{name} " in out or f"{name}: " in out
     for name in ("--config", "--print_config", "--run_dir", "--ckpt_path", "--seed_everything", "--trainer.max_steps"):
         assert f"  {name} " in out
+
+
+@pytest.mark.parametrize("verb", [verb for verb in LIGHTNING_VERBS if verb != "fit"])
+def test_help_of_a_verb_that_measures_lists_no_option_of_training(verb):
+    options = listed(verb)
+    assert {"--ckpt_path", "--run_dir", "--config", "--trainer.accelerator"} <= options.keys()
+    assert {name for name in known_names() if name.startswith("--data.")} <= options.keys()
+    groups = {option.partition(".")[0] for option in options}
+    assert groups == {"--ckpt_path", "--run_dir", "--config", "--data", "--trainer"}
+    assert not {"--trainer.max_steps", "--trainer.gradient_clip_val"} & options.keys()
+
+
+def test_help_of_a_study_lists_the_options_that_it_takes_with_its_own_defaults():
+    from datamodules import CharText
+    from models import TokenFormer
+
+    options = listed("growth-study")
+    for group, kind, ours in (("model", TokenFormer, {"vocab_size"}), ("data", CharText, {"corpus", "seed"})):
+        names = {option.partition(".")[2] for option in options if option.startswith(f"--{group}.")} - {"NAME"}
+        assert names == inspect.signature(kind).parameters.keys() - ours
+    assert "default: 64)" in options["--model.d_model"]
+    assert "default: 0.01)" in options["--optim.learning_rate"]
+    assert "--optim.restart_steps" not in options
+
+
+@pytest.mark.parametrize("verb", [*LIGHTNING_VERBS, *FUNCTION_VERBS])
+def test_help_shows_what_people_can_type_in_sentences_that_have_a_noun(verb):
+    out = call(f"{verb} --help").out
+    assert not re.search(r"<class|Optional\[|Union\[|Literal|tuple\[|NoneType|None\b|True\b|False\b|required", out)
+    assert not re.search(r"default: \(?[A-Z]+[,)]", out)
+    assert not re.search(r"^  \S+ +Of ", out, re.M)
+    assert not re.search(r"^  --\S+ +\(", out, re.M)  # an option without a word
+
+
+def test_help_keeps_within_the_terminal(monkeypatch):
+    class Terminal(StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setenv("COLUMNS", "80")
+    wide, narrow = call("fit --help").out, call("fit --help", Terminal()).out
+    assert max(len(line) for line in wide.splitlines() if line.startswith("  --")) > 100
+    assert max(len(line) for line in narrow.splitlines() if line.startswith("  ") and "python" not in line) <= 80
+    assert "".join(wide.split()) == "".join(narrow.split())
 
 
 def test_help_offers_exactly_the_models_and_data_that_can_be_chosen():

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from app.benchmark.mixers import TRAINING
-from app.cli.options import OptionGroup
+from app.cli.groups import OptionGroup
 from app.scorecard import binding, candidates, costs
 from app.scorecard import operations as probes
 from app.scorecard import training as learning
