@@ -21,6 +21,7 @@ from torch import Tensor
 from callbacks.atomic import save_atomically
 from callbacks.common import at_logging_step, in_fit_validation
 from callbacks.console import say
+from callbacks.lightning_internals import validation_is_due
 from callbacks.record_file import CHECKPOINTS, last_checkpoint
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -159,10 +160,3 @@ class Checkpoints(Checkpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on counting from the newest save."""
         self._last_saved = state_dict["last_saved"]
-
-
-def validation_is_due(trainer: L.Trainer) -> bool:
-    """Whether Lightning validates right after the batch that is ending."""
-    loop = trainer.fit_loop
-    assert loop._data_fetcher is not None
-    return trainer.enable_validation and loop.epoch_loop._should_check_val_fx(loop._data_fetcher)

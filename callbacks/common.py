@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import lightning as L
 
+from callbacks.lightning_internals import completes_step
+
 
 def at_logging_step(trainer: L.Trainer) -> bool:
     """Whether the batch that ends completes an optimizer step that Lightning logs: the time to read from the device."""
     every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
-    return every > 0 and trainer.global_step % every == 0 and not trainer.fit_loop._should_accumulate()
+    return every > 0 and trainer.global_step % every == 0 and completes_step(trainer)
 
 
 def in_fit_validation(trainer: L.Trainer) -> bool:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import ModelCheckpoint, RichModelSummary, RichProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint, RichModelSummary
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich import get_console
 from rich.table import Table
@@ -70,13 +70,6 @@ def table_of(metrics: Mapping[str, Any], prefix: str) -> Table:
         values = [f"{cells[column, row]:.4f}" if (column, row) in cells else "" for column in columns]
         table.add_row(row or "headline", *values)
     return table
-
-
-class ProgressBar(RichProgressBar):
-    """Lightning's bar, without its count of epochs: runs are counted in steps."""
-
-    def _get_train_description(self, current_epoch: int) -> str:
-        return "training  "  # as long as "Validation"
 
 
 class ModelSummary(RichModelSummary):

@@ -315,7 +315,7 @@ class LanguageModel(L.LightningModule):
 
     def is_sharded(self) -> bool:
         """Whether a strategy spreads each parameter over the processes (FSDP2)."""
-        return getattr(self, "_device_mesh", None) is not None
+        return self.device_mesh is not None
 
     def configure_model(self) -> None:
         """Shard by FSDP2 where the strategy brings a device mesh; compile the layers where asked to."""

@@ -17,7 +17,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
+from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import datamodules  # noqa: F401 - their classes become choices of --data
@@ -49,7 +49,8 @@ from callbacks import (
     ScalingCurves,
     Throughput,
 )
-from callbacks.console import ModelSummary, ProgressBar, say
+from callbacks.console import ModelSummary, say
+from callbacks.lightning_internals import FSDP2, ProgressBar
 from datamodules import TaskData
 from models.base import LanguageModel
 from models.optim import Optim
@@ -85,18 +86,6 @@ class CLIParser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise ParserError."""
         raise ParserError(message, self) from ex
-
-
-class FSDP2(ModelParallelStrategy):
-    """Shards parameters, gradients and optimizer state over all processes; checkpoints are single whole files."""
-
-    def __init__(self) -> None:
-        super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False)
-
-    def setup_environment(self) -> None:
-        """Let every process read its own part of the data: Lightning's default would be tensor parallelism."""
-        self._data_parallel_size = self.num_nodes * self.num_processes
-        super().setup_environment()
 
 
 class CLI(LightningCLI):
@@ -167,12 +156,12 @@ class CLI(LightningCLI):
         config["plugins"] = [*_as_list(config["plugins"]), AtomicCheckpointIO()]
         config["callbacks"] = [*_as_list(config["callbacks"]), *self._callbacks(config)]
         try:
-            return self._instantiate_trainer(config, [])
+            return super().instantiate_trainer(**config)
         except (ValueError, MisconfigurationException) as error:
             raise ValueError(trainer_mistake(error)) from error
 
     def _callbacks(self, config: dict[str, Any]) -> list[Any]:
-        of_user = [self.config_init[group] for group in ("growth", "samples", "checkpoints")]
+        """All but those that are groups of options, which Lightning adds behind them."""
         best = ModelCheckpoint(
             Checkpoints.directory(self.run_dir), "best", monitor="val/loss", save_on_train_epoch_end=False,
             enable_version_counter=False,
@@ -181,7 +170,7 @@ class CLI(LightningCLI):
         rich = [ModelSummary(max_depth=2), ProgressBar()] if sys.stdout.isatty() else []
         if not rich:  # lines of text instead of a bar that nobody sees
             config["enable_progress_bar"] = config["enable_model_summary"] = False
-        return [*watching, *rich, Predictions(), *of_user, *([best] if self.verb == "fit" else [])]
+        return [*watching, *rich, Predictions(), *([best] if self.verb == "fit" else [])]
 
     def _resumed_step(self) -> int | None:
         if self.verb == "fit" and self.checkpoint_path:

@@ -2,6 +2,7 @@
 
 import ast
 import graphlib
+import importlib
 import re
 import sys
 from collections.abc import Iterator
@@ -28,6 +29,14 @@ ROOMS = {  # of app, and which others each may import
 }
 MAX_FILES = 10  # of a folder of app
 MODELS_MAY_USE = {"lightning", "torch", "torchmetrics"}
+LIGHTNING_INTERNALS = Path("callbacks/lightning_internals.py")  # all that is private to Lightning is in this file
+PRIVATE_TO_OTHERS = {  # names that other files use all the same, and why
+    "_actions": "argparse has no public list of a parser's options",
+    "_embedding_bag_per_sample_weights_backward": "PyTorch has no public name for products of a vector and many rows",
+    "_exit": "public: os._exit ends a child process without what its parent has set up",
+    "_load_from_state_dict": "PyTorch's documented place for a module that sizes itself by what it loads",
+    "_replace": "public, and underscored so that no field of a NamedTuple has its name",
+}
 MAX_FUNCTION_LINES = 60
 UNFINISHED = re.compile(r"\b(TODO|FIXME|NotImplementedError)\b")
 
@@ -116,6 +125,61 @@ def test_no_module_imports_itself_through_others():
     graphlib.TopologicalSorter(
         {name: all_imports(path) & (MODULES.keys() - {name}) for name, path in MODULES.items()}
     ).prepare()
+
+
+def is_private(name: str) -> bool:
+    return name.startswith("_") and not name.endswith("__") and name != "_"
+
+
+def defined_names(tree: ast.Module) -> Iterator[str]:
+    """Yield every name that a file defines: functions, classes, variables and attributes of `self`."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            yield node.name
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.id
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and ast.unparse(node.value) == "self":
+            yield node.attr
+
+
+def used_names(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """Yield line and name of every attribute, import and name as text (`getattr`) that a file uses."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            yield node.lineno, node.attr
+        elif isinstance(node, ast.ImportFrom | ast.Import):
+            yield from ((node.lineno, part) for alias in node.names for part in alias.name.split("."))
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("getattr", "hasattr", "setattr"):
+            yield from ((node.lineno, name.value) for name in node.args[1:2] if isinstance(name, ast.Constant))
+
+
+def test_what_is_private_to_others_is_used_in_one_file():
+    rest = {path: tree for path, tree in TREES.items() if path != LIGHTNING_INTERNALS}
+    allowed = {name for tree in rest.values() for name in defined_names(tree)} | PRIVATE_TO_OTHERS.keys()
+    offences(
+        f"{path}:{line} {name} is private to another library; {LIGHTNING_INTERNALS} is the place for Lightning's"
+        for path, tree in rest.items()
+        for line, name in used_names(tree)
+        if is_private(name) and name not in allowed
+    )
+
+
+def private_methods(tree: ast.Module) -> Iterator[tuple[str, str]]:
+    """Yield class and name of every private method of a class that has a base."""
+    for cls in ast.walk(tree):
+        if isinstance(cls, ast.ClassDef) and cls.bases:
+            yield from ((cls.name, f.name) for f in cls.body if isinstance(f, ast.FunctionDef) and is_private(f.name))
+
+
+def test_no_method_replaces_one_that_is_private_to_others():
+    offences(
+        f"{path}: {class_name}.{name} replaces what is private to {base.__module__}.{base.__name__}"
+        for module, path in MODULES.items()
+        for class_name, name in private_methods(TREES[path])
+        for base in getattr(importlib.import_module(module), class_name).__mro__
+        if path != LIGHTNING_INTERNALS and name not in PRIVATE_TO_OTHERS
+        if base.__module__ not in MODULES and name in vars(base)
+    )
 
 
 def test_no_wildcard_imports():

@@ -1,0 +1,89 @@
+"""Lightning still has the private names that we use, and still means the same by them."""
+
+import ast
+from pathlib import Path
+
+import lightning as L
+import pytest
+from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.demos.boring_classes import BoringModel, RandomDataset
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch.utils.data import DataLoader
+
+from callbacks import lightning_internals
+from callbacks.lightning_internals import ProgressBar, completes_step, validation_is_due
+
+
+def fit_loop():
+    return L.Trainer(logger=False, barebones=True).fit_loop
+
+
+OWNERS = {  # of each private name: what has it, made as Lightning makes it
+    "_data_fetcher": fit_loop,
+    "_data_parallel_size": ModelParallelStrategy,
+    "_get_train_description": RichProgressBar,
+    "_should_accumulate": fit_loop,
+    "_should_check_val_fx": lambda: fit_loop().epoch_loop,
+}
+
+
+@pytest.mark.parametrize("name", OWNERS)
+def test_lightning_still_has(name):
+    owner = OWNERS[name]()
+    assert hasattr(owner, name), (
+        f"Lightning {L.__version__} no longer has {type(owner).__name__}.{name}; "
+        "callbacks/lightning_internals.py needs another way to what it gives"
+    )
+
+
+def test_each_private_name_of_lightning_is_looked_for_above():
+    tree = ast.parse(Path(lightning_internals.__file__).read_text(encoding="utf-8"))
+    read = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    defined = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+    assert {name for name in read | defined if name.startswith("_") and not name.endswith("__")} == OWNERS.keys()
+
+
+class Story(L.Callback):
+    """Writes down, in order, batches that complete a step (S) or do not (s), those before a validation, validations."""
+
+    def __init__(self):
+        self.words = []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.words.append(("S" if completes_step(trainer) else "s") + "!" * validation_is_due(trainer))
+
+    def on_validation_start(self, trainer, pl_module):
+        self.words.append("V")
+
+
+@pytest.mark.parametrize(
+    ("options", "story"),
+    [
+        ({"accumulate_grad_batches": 2, "val_check_interval": 4}, "s S s S! V s S"),
+        ({"accumulate_grad_batches": 4, "val_check_interval": 3}, "s s s! V S s S! V"),
+        ({"limit_val_batches": 0, "val_check_interval": 2}, "S S S S S S"),
+    ],
+    ids=["accumulation", "middle of an accumulation", "no validation"],
+)
+def test_steps_and_validations_are_foreseen(options, story):
+    trainer = L.Trainer(
+        max_epochs=1, limit_train_batches=6, accelerator="cpu", logger=False, enable_checkpointing=False,
+        num_sanity_val_steps=0, enable_progress_bar=False, enable_model_summary=False, callbacks=[told := Story()],
+        **{"limit_val_batches": 1} | options,
+    )  # fmt: skip
+    data = DataLoader(RandomDataset(32, 6))
+    trainer.fit(BoringModel(), data, data)
+    assert " ".join(told.words) == story, "Lightning means something else by _should_accumulate or _should_check_val_fx"
+
+
+def test_the_bar_counts_no_epochs():
+    class Look(L.Callback):
+        def on_train_end(self, trainer, pl_module):
+            self.texts = {task.description for task in trainer.progress_bar_callback.progress.tasks}
+
+    trainer = L.Trainer(
+        max_epochs=1, limit_train_batches=2, accelerator="cpu", logger=False, enable_checkpointing=False,
+        limit_val_batches=0, enable_model_summary=False, callbacks=[look := Look(), ProgressBar()],
+    )  # fmt: skip
+    trainer.fit(BoringModel(), DataLoader(RandomDataset(32, 2)))
+    assert {text.strip() for text in look.texts} == {"training"}, "Lightning no longer asks _get_train_description"
