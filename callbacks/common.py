@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import lightning as L
+from lightning.pytorch.loggers import TensorBoardLogger
 
 from callbacks.lightning_internals import completes_step
 
@@ -22,3 +23,8 @@ def total_steps(trainer: L.Trainer) -> int:
     """Optimizer steps of the whole fit, by --trainer.max_steps or max_epochs; 0 if it has no end."""
     total = trainer.estimated_stepping_batches
     return int(total) if 0 < total < float("inf") else 0
+
+
+def tensorboard_of(trainer: L.Trainer) -> TensorBoardLogger | None:
+    """The TensorBoard logger among those of the trainer, if there is one."""
+    return next((logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)), None)

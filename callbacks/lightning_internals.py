@@ -5,6 +5,8 @@ Another version of Lightning may lack them or mean something else by them: the t
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import lightning as L
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.strategies import ModelParallelStrategy
@@ -20,6 +22,11 @@ def validation_is_due(trainer: L.Trainer) -> bool:
     loop = trainer.fit_loop
     assert loop._data_fetcher is not None
     return trainer.enable_validation and loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
+
+
+def use_run_folder(trainer: L.Trainer, folder: Path) -> None:
+    """Let `trainer.default_root_dir` be this folder, on which the processes agree after the trainer was built."""
+    trainer._default_root_dir = str(folder)
 
 
 class ProgressBar(RichProgressBar):

@@ -16,12 +16,11 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from callbacks.atomic import write_json
 from callbacks.checkpoints import RunStopped
-from callbacks.common import at_logging_step, in_fit_validation, total_steps
+from callbacks.common import at_logging_step, in_fit_validation, tensorboard_of, total_steps
 from callbacks.console import say, under
 from callbacks.record_file import FORMAT, RECORD, read_record
 from callbacks.throughput import find_throughput
@@ -186,15 +185,16 @@ class Record(L.Callback):
     def _log_hyper_parameters(self, trainer: L.Trainer) -> None:
         """For TensorBoard's HParams: what all models share, once a run folder; costs and quality as hp/*, each time."""
         quality = {f"hp/{name}": value for name, value in under(self.record["final"], "val").items() if "/" not in name}
-        if not isinstance(trainer.logger, TensorBoardLogger) or not quality:
+        tensorboard = tensorboard_of(trainer)
+        if not tensorboard or not quality:
             return
         quality |= {f"hp/{name}": float(self.record[name]) for name in ("parameters", "tokens", "flops", "seconds")}
         if self.record["hparams_logged"]:
-            trainer.logger.log_metrics(quality, trainer.global_step)
+            tensorboard.log_metrics(quality, trainer.global_step)
             return
         options = self.record["model_options"] | self.record["optim"] | self.record
         columns = {name: options[name] for name in COLUMNS if name in options}
-        trainer.logger.log_hyperparams(columns, quality, trainer.global_step)
+        tensorboard.log_hyperparams(columns, quality, trainer.global_step)
         self.record["hparams_logged"] = True
         self._save(trainer, self.record)
 

@@ -10,6 +10,7 @@ from typing import Any
 import lightning as L
 import torch
 
+from callbacks.common import tensorboard_of
 from models.base import LanguageModel, mixed_seed
 
 
@@ -49,12 +50,12 @@ class Samples(L.Callback):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write, on the first process, if each process has the whole model."""
         assert isinstance(pl_module, LanguageModel)
-        if not (self._prompt_tokens and trainer.is_global_zero) or pl_module.is_sharded() or not trainer.logger:
+        tensorboard = tensorboard_of(trainer)
+        if not (self._prompt_tokens and trainer.is_global_zero and tensorboard) or pl_module.is_sharded():
             return
         text = self.write(trainer, pl_module)
-        if hasattr(trainer.logger.experiment, "add_text"):
-            indented = "\n".join(f"    {line}" for line in text.splitlines())  # Markdown: as it is
-            trainer.logger.experiment.add_text("samples/text", indented, trainer.global_step)
+        indented = "\n".join(f"    {line}" for line in text.splitlines())  # Markdown: as it is
+        tensorboard.experiment.add_text("samples/text", indented, trainer.global_step)
 
     def write(self, trainer: L.Trainer, pl_module: LanguageModel) -> str:
         """The prompt and its continuation."""

@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.tensorboard import SummaryWriter
 
-from callbacks.common import at_logging_step, in_fit_validation
+from callbacks.common import at_logging_step, in_fit_validation, tensorboard_of
 from callbacks.throughput import find_throughput
 from models.base import LanguageModel
 
@@ -76,12 +75,12 @@ class ScalingCurves(L.Callback):
         assert isinstance(pl_module, LanguageModel)
         events = getattr(pl_module, "growth_events", [])
         self._marked = sum(event["tokens"] < pl_module.tokens_seen for event in events)
-        if not (trainer.is_global_zero and isinstance(trainer.logger, TensorBoardLogger)):
+        if not (trainer.is_global_zero and (tensorboard := tensorboard_of(trainer))):
             return
-        resumed, log_dir = trainer.global_step > 0, Path(trainer.logger.log_dir)
+        resumed, log_dir = trainer.global_step > 0, Path(tensorboard.log_dir)
         if not (log_dir / "by_tokens").exists():
-            trainer.logger.experiment.add_custom_scalars(LAYOUT)
-            trainer.logger.experiment.add_text("about", ABOUT)
+            tensorboard.experiment.add_custom_scalars(LAYOUT)
+            tensorboard.experiment.add_text("about", ABOUT)
         purge = {axis: place + 1 for axis, place in self._place(trainer, pl_module).items()}
         grown_on_disk = self._marked < len(events)
         purge["parameters"] = self._last.get("parameters", 0) if grown_on_disk else purge["parameters"] - 1

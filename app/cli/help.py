@@ -42,7 +42,11 @@ RUN_OPTIONS = (
     ),
     ("--print_config", "print the whole configuration, every option of Lightning's Trainer included, and stop"),
     ("--run_dir DIR", "folder of the run (default: runs/MODEL-DATA; a number is added if it is taken)"),
-    ("--ckpt_path FILE|last|best", "checkpoint to start from; brings its run's configuration and folder"),
+    (
+        "--ckpt_path FILE|DIR|last|best",
+        "checkpoint to start from, or the run folder that has it; brings its run's configuration and folder",
+    ),
+    ("--ckpt_path auto", "of fit: go on in the run's own folder if it has a checkpoint, else begin there"),
     ("--seed_everything N", "seed of initialisation, data order and growth (default: 1)"),
 )
 MEASURED_OPTIONS = (  # of validate, test and predict

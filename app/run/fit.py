@@ -7,15 +7,15 @@ what the command line says, so that `test --ckpt_path FILE` needs nothing more a
 from __future__ import annotations
 
 import logging
-import shutil
 import sys
 import warnings
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -25,18 +25,32 @@ import models  # noqa: F401 - and of --model
 from app.cli.help import known_names
 from app.cli.invocation import typed_arguments
 from app.cli.mistakes import ParserError, UsageError, explained
-from app.machine import announce_run_dir
+from app.machine import announce_run_dir, announced_run_dir, is_first_process
 from app.run.checkpoints import read_checkpoint
-from app.run.configuration import check_fits, check_optimizer, configuration_of, refuse_linked, trainer_mistake
+from app.run.configuration import (
+    check_fits,
+    check_optimizer,
+    check_steps,
+    configuration_of,
+    refuse_linked,
+    trainer_mistake,
+)
 from app.run.folders import (
+    AUTO,
     RUNS,
     find_checkpoint,
+    held,
+    is_finished,
+    is_run,
     is_run_of,
-    make_writable,
-    new_run_dir,
+    new_run_folder,
     options_before_parsing,
     run_dir_of,
+    same_run_folder,
+    temporary_folder,
+    writable,
 )
+from app.run.placement import RunFolder
 from callbacks import (
     AtomicCheckpointIO,
     Checkpoints,
@@ -51,6 +65,7 @@ from callbacks import (
 )
 from callbacks.console import ModelSummary, say
 from callbacks.lightning_internals import FSDP2, ProgressBar
+from callbacks.record_file import last_checkpoint
 from datamodules import TaskData
 from models.base import LanguageModel
 from models.optim import Optim
@@ -91,15 +106,17 @@ class CLIParser(LightningArgumentParser):
 class CLI(LightningCLI):
     """Parses, builds model, data and trainer, and checks that they fit the checkpoint; `start` runs the verb."""
 
-    def __init__(self, verb: str, args: list[str], path: Path | None, checkpoint: dict[str, Any]) -> None:
+    def __init__(
+        self, verb: str, args: list[str], path: Path | None, checkpoint: dict[str, Any], stack: ExitStack
+    ) -> None:
         self.verb, self.arguments, self.checkpoint_path, self.checkpoint = verb, args, path, checkpoint
+        self.stack = stack  # keeps the run folder until the verb is carried out
         super().__init__(
             model_class=LanguageModel,
             datamodule_class=TaskData,
             subclass_mode_model=True,
             subclass_mode_data=True,
-            save_config_callback=SaveConfigCallback if verb == "fit" else None,
-            save_config_kwargs={"overwrite": True},
+            save_config_callback=None,
             trainer_defaults=TRAINER_DEFAULTS,
             seed_everything_default=1,
             parser_class=CLIParser,
@@ -114,7 +131,9 @@ class CLI(LightningCLI):
         parser.add_argument(
             "--run_dir", type=str | None, default=None, help="Folder of the run (default: runs/MODEL-DATA)."
         )
-        parser.add_argument("--ckpt_path", type=str | None, default=None, help="Checkpoint: a file, last, or best.")
+        parser.add_argument(
+            "--ckpt_path", type=str | None, default=None, help="Checkpoint: a file, a run folder, last, best, or auto."
+        )
         parser.add_class_arguments(Optim, "optim")
         for callback, group in ((Growth, "growth"), (Samples, "samples"), (Checkpoints, "checkpoints")):
             parser.add_lightning_class_args(callback, group)
@@ -124,7 +143,7 @@ class CLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse, and refuse values that would fail later without a word of the option."""
         super().parse_arguments(parser, args)
-        trainer, done = self.config["trainer"], int(self.checkpoint.get("global_step", 0))
+        trainer = self.config["trainer"]
         if not 0 <= int(self.config["seed_everything"]) < 2**32:
             raise ValueError(f"--seed_everything {self.config['seed_everything']} is not between 0 and 2^32 - 1")
         if trainer["val_check_interval"] is not None and trainer["val_check_interval"] <= 0:
@@ -132,29 +151,52 @@ class CLI(LightningCLI):
                 f"--trainer.val_check_interval is {trainer['val_check_interval']}; it must be above 0 (no validation: "
                 "--trainer.limit_val_batches 0)"
             )
-        if self.verb == "fit" and 0 <= trainer["max_steps"] <= done:
-            begin = f"the checkpoint is at step {done} already" if done else "that trains nothing"
-            raise ValueError(f"--trainer.max_steps {trainer['max_steps']}: {begin}; give more steps")
 
     def before_instantiate_classes(self) -> None:
-        """Decide on the run folder: that of the checkpoint, unless another is named among the options."""
+        """Decide on the run folder, and look into it for the checkpoint where that is `auto`."""
         names = [self.config[key]["class_path"].rsplit(".", 1)[-1] for key in ("model", "data")]
-        base = Path(self.config["run_dir"] or RUNS / "-".join(names))
-        folder = run_dir_of(self.checkpoint_path) if self.checkpoint_path else None
-        named = any(arg.partition("=")[0] == "--run_dir" for arg in self.arguments)
-        self.run_dir = folder if folder and (not named or is_run_of(folder, base)) else new_run_dir(base)
+        self.base = Path(self.config["run_dir"] or RUNS / "-".join(names))
+        self.is_same_folder = self.config["ckpt_path"] == AUTO
+        if self.is_same_folder and last_checkpoint(self.base).exists():
+            self.checkpoint_path = last_checkpoint(self.base)
+            self.checkpoint = read_checkpoint(self.checkpoint_path)
         self.config["ckpt_path"] = None  # the saved configuration describes the run, not how it was resumed
+        steps, done = self.config["trainer"]["max_steps"], int(self.checkpoint.get("global_step", 0))
+        self.is_finished = self.is_same_folder and 0 < steps <= done and is_finished(self.base)
+        if self.verb == "fit" and not self.is_same_folder:
+            check_steps(steps, done)
+
+    def _run_folder(self) -> AbstractContextManager[Path]:
+        """The folder of the run: that of the checkpoint, unless another is named among the options, or a new one."""
+        named = any(arg.partition("=")[0] == "--run_dir" for arg in self.arguments)
+        folder = run_dir_of(self.checkpoint_path) if self.checkpoint_path else None
+        goes_on = folder if folder and (not named or is_run_of(folder, self.base)) else None
+        if announced := announced_run_dir():
+            return nullcontext(announced)
+        if not is_first_process() or self.verb in ("validate", "test"):  # these make no folder
+            return nullcontext(goes_on or self.base)
+        if self.config_init["trainer"]["fast_dev_run"]:
+            return temporary_folder()
+        if self.is_same_folder:
+            return same_run_folder(self.base)
+        if goes_on:
+            return held(goes_on, "--run_dir") if self.verb == "fit" else nullcontext(writable(goes_on))
+        return new_run_folder(self.base)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer with our logger, checkpoint files and callbacks beside what the user configured."""
         self.model.optim = self.config_init["optim"]
+        self.run_dir = self.stack.enter_context(self._run_folder())
         config = dict(self.config_init["trainer"]) | {"default_root_dir": str(self.run_dir)} | kwargs
-        if config["logger"] in (None, True):
+        if self.verb == "validate" or (self.verb == "test" and not is_run(self.run_dir)):
+            config["logger"] = False  # measuring leaves no trace, but for a run's own test
+        elif config["logger"] in (None, True):
             config["logger"] = TensorBoardLogger(
                 self.run_dir, name="", version="", default_hp_metric=False, purge_step=self._resumed_step()
             )
         config["plugins"] = [*_as_list(config["plugins"]), AtomicCheckpointIO()]
-        config["callbacks"] = [*_as_list(config["callbacks"]), *self._callbacks(config)]
+        settled = RunFolder(self.run_dir, self.parser.dump(self.config, skip_none=False))
+        config["callbacks"] = [settled, *_as_list(config["callbacks"]), *self._callbacks(config)]
         try:
             return super().instantiate_trainer(**config)
         except (ValueError, MisconfigurationException) as error:
@@ -178,18 +220,10 @@ class CLI(LightningCLI):
         return None
 
     def start(self) -> None:
-        """Run the verb; a run that fails before its first step leaves no folder behind."""
-        is_new = make_writable(self.run_dir)
-        try:
-            self._start()
-        except RunStopped:
-            raise
-        except Exception:
-            if is_new and self.trainer.is_global_zero and self.trainer.global_step == 0:
-                shutil.rmtree(self.run_dir, ignore_errors=True)
-            raise
-
-    def _start(self) -> None:
+        """Run the verb, unless it is a fit that is safe to repeat and was finished before."""
+        if self.is_finished:
+            say(f"{self.run_dir} is finished; to go on, give more --trainer.max_steps")
+            return
         announce_run_dir(self.run_dir)
         kwargs = {"return_predictions": False} if self.verb == "predict" else {}
         if self.verb in ("validate", "test"):
@@ -227,17 +261,21 @@ def run(verb: str, args: list[str]) -> int:
         StrategyRegistry.register("fsdp2", FSDP2, FSDP2.__doc__)
     refuse_linked(args)
     early = options_before_parsing(args)
-    path = find_checkpoint(early["ckpt_path"], early.get("run_dir")) if early.get("ckpt_path") else None
+    wish = early.get("ckpt_path")
+    if not wish and verb != "fit":
+        raise UsageError(f"{verb} needs a trained model: --ckpt_path FILE, last, or best")
+    if wish == AUTO and verb != "fit":
+        raise UsageError(f"--ckpt_path {AUTO} is for fit; {verb} needs a trained model: FILE, last, or best")
+    path = find_checkpoint(wish, early.get("run_dir")) if wish and wish != AUTO else None
     checkpoint = read_checkpoint(path) if path else {}
     if path:
         args = [f"--config={configuration_of(path, checkpoint)}", *args]
-    elif verb != "fit":
-        raise UsageError(f"{verb} needs a trained model: --ckpt_path FILE, last, or best")
-    with explained(f"python -m app {verb} --help", known_names()):
-        cli = CLI(verb, args, path, checkpoint)
-    try:
-        cli.start()
-    except RunStopped as stop:
-        say(f"stopped; go on with `python -m app fit --ckpt_path {stop.checkpoint}`")
-        return 128 + stop.signum
+    with ExitStack() as stack:
+        with explained(f"python -m app {verb} --help", known_names()):
+            cli = CLI(verb, args, path, checkpoint, stack)
+        try:
+            cli.start()
+        except RunStopped as stop:
+            say(f"stopped; go on with `python -m app fit --ckpt_path {stop.checkpoint}`")
+            return 128 + stop.signum
     return 0

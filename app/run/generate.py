@@ -19,7 +19,7 @@ def generate(
     """Continue a prompt with the model in CKPT, whose vocabulary the checkpoint tells.
 
     Args:
-        ckpt: A checkpoint of a model trained on text.
+        ckpt: A checkpoint of a model trained on text: a file, a run folder, last, or best.
         prompt: Text to continue; every character must be in the vocabulary.
         max_new_tokens: Characters to write.
         temperature: Divides the logits; 0 always takes the likeliest character.
@@ -29,11 +29,13 @@ def generate(
     import torch
 
     from app.run.checkpoints import load_model, model_name, read_checkpoint, vocabulary
+    from app.run.folders import find_checkpoint
 
     if temperature < 0 or max_new_tokens < 0 or (top_k is not None and top_k < 1):
         raise ValueError("--temperature and --max_new_tokens must be at least 0, and --top_k at least 1")
     if not 0 <= seed < 2**63:
         raise ValueError(f"--seed {seed} is not between 0 and 2^63 - 1")
+    ckpt = find_checkpoint(str(ckpt), option="CKPT")
     checkpoint = read_checkpoint(ckpt, "CKPT")
     characters = vocabulary(checkpoint)
     if characters is None:

@@ -24,7 +24,7 @@ def grow(
     """Grow IN_CKPT's parameter tokens, optimizer state included; `fit --ckpt_path OUT_CKPT` goes on at the same step.
 
     Args:
-        in_ckpt: A checkpoint of a model with parameter tokens.
+        in_ckpt: A checkpoint of a model with parameter tokens: a file, a run folder, last, or best.
         out_ckpt: Where to write the grown one; must not exist.
         num_param_tokens: New size of each attention projection.
         num_ffn_param_tokens: New size of each feed-forward network.
@@ -38,6 +38,7 @@ def grow(
     import torch
 
     from app.run.checkpoints import load_model, model_name, read_checkpoint
+    from app.run.folders import find_checkpoint
     from callbacks.atomic import save_atomically
     from models.growth import GrowableModel, check_rewarm, grow_checkpoint
 
@@ -46,6 +47,7 @@ def grow(
     if factor is not None and not 1 <= factor < math.inf:
         raise ValueError(f"--factor is {factor}; it must be a number of at least 1: growth only adds")
     check_rewarm(rewarm_steps, tau)
+    in_ckpt = find_checkpoint(str(in_ckpt), option="IN_CKPT")
     checkpoint = read_checkpoint(in_ckpt, "IN_CKPT")
     model = load_model(checkpoint)
     if not isinstance(model, GrowableModel):

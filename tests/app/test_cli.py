@@ -320,7 +320,11 @@ def test_last_and_best_are_those_of_the_newest_run_of_the_name(here, tmp_path, m
     monkeypatch.chdir(tmp_path)
     assert "runs/ab/checkpoints/last.ckpt is damaged" in call("validate --ckpt_path last").err
     assert call("validate --ckpt_path last --run_dir runs/a").code == 0
-    assert call("validate --run_dir=runs/a --ckpt_path=best").out == call("validate --ckpt_path best").out
+    outcome = call("validate --run_dir=runs/a --ckpt_path=best")  # another run's is not taken for it
+    assert_refused(
+        outcome, "--ckpt_path best: the newest run, runs/a-2, has no", "such as runs/a/checkpoints/best.ckpt"
+    )
+    assert call("validate --run_dir=runs/ab --ckpt_path=best").out == call("validate --ckpt_path best").out != ""
     assert "no run in runs/b has a checkpoints/last.ckpt" in call("validate --ckpt_path last --run_dir runs/b").err
 
 

@@ -11,7 +11,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.utils.data import DataLoader
 
 from callbacks import lightning_internals
-from callbacks.lightning_internals import ProgressBar, completes_step, validation_is_due
+from callbacks.lightning_internals import ProgressBar, completes_step, use_run_folder, validation_is_due
 
 
 def fit_loop():
@@ -21,6 +21,7 @@ def fit_loop():
 OWNERS = {  # of each private name: what has it, made as Lightning makes it
     "_data_fetcher": fit_loop,
     "_data_parallel_size": ModelParallelStrategy,
+    "_default_root_dir": lambda: L.Trainer(logger=False, barebones=True),
     "_get_train_description": RichProgressBar,
     "_should_accumulate": fit_loop,
     "_should_check_val_fx": lambda: fit_loop().epoch_loop,
@@ -87,3 +88,9 @@ def test_the_bar_counts_no_epochs():
     )  # fmt: skip
     trainer.fit(BoringModel(), DataLoader(RandomDataset(32, 2)))
     assert {text.strip() for text in look.texts} == {"training"}, "Lightning no longer asks _get_train_description"
+
+
+def test_processes_agree_on_a_folder_after_the_trainer_was_built(tmp_path):
+    trainer = L.Trainer(logger=False, barebones=True, default_root_dir=tmp_path / "own")
+    use_run_folder(trainer, tmp_path / "first")
+    assert Path(trainer.default_root_dir) == tmp_path / "first", "Lightning reads default_root_dir from another place"
