@@ -13,6 +13,11 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from callbacks.console import say
 
 
+def unfinished(path: Path) -> Path:
+    """Where a file is written before it is whole."""
+    return path.with_name(f".{path.name}.tmp")
+
+
 class Predictions(BasePredictionWriter):
     """Writes predictions.jsonl (one file a process, numbered, if there are several) into the run folder."""
 
@@ -30,7 +35,7 @@ class Predictions(BasePredictionWriter):
         """Open a temporary file."""
         path = self.path(trainer)
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.with_suffix(".tmp").open("w", encoding="utf-8")
+        self._file = unfinished(path).open("w", encoding="utf-8")
 
     def write_on_batch_end(
         self,
@@ -58,7 +63,7 @@ class Predictions(BasePredictionWriter):
         assert self._file
         self._file.close()
         path = self.path(trainer)
-        path.with_suffix(".tmp").replace(path)
+        unfinished(path).replace(path)
         say(f"predictions in {path}")
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
@@ -69,5 +74,5 @@ class Predictions(BasePredictionWriter):
         """Leave no half-written file."""
         if self._file:
             self._file.close()
-            self.path(trainer).with_suffix(".tmp").unlink(missing_ok=True)
+            unfinished(self.path(trainer)).unlink(missing_ok=True)
             self._file = None

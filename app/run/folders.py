@@ -26,7 +26,7 @@ RUNS = Path("runs")
 CONFIG = "config.yaml"
 LOCK = ".lock"  # with the process that holds it, or was the last to do so, and its machine
 AUTO = "auto"  # as a checkpoint: the last of the run's own folder, if there is one
-OWN_FILES = (CONFIG, RECORD, f"{CHECKPOINTS}/best.ckpt", "hparams.yaml", "**/events.out.tfevents.*", "**/.*.tmp")
+OWN_FILES = (CONFIG, RECORD, f"{CHECKPOINTS}/best.ckpt", "hparams.yaml", "**/events.out.tfevents.*")
 
 
 def options_before_parsing(args: list[str]) -> dict[str, str]:
@@ -141,6 +141,8 @@ def held(folder: Path, option: str) -> Iterator[Path]:
         holder = (folder / LOCK).read_text(encoding="utf-8") or "another process"
         raise ValueError(f"{option} {folder}: {holder} works there; wait until it ends, or name another folder")
     try:
+        for leftover in (*folder.glob(".*.tmp"), *folder.glob(f"{CHECKPOINTS}/.*.tmp")):  # of a process that was killed
+            leftover.unlink()
         yield folder
     finally:
         lock.release()

@@ -57,7 +57,8 @@ def conduct(
     Returns:
         The exit code: 1 if a run failed.
     """
-    from app.study.processes import alone, default_workers, execute, plain_commands, resumed, stopped_by_sigterm
+    from app.run.folders import held
+    from app.study.processes import default_workers, execute, plain_commands, resumed, stopped_by_sigterm
 
     at_least_one(workers=1 if workers is None else workers)
     if print_commands:
@@ -70,7 +71,7 @@ def conduct(
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     failures: list[str] = []
-    with alone(out), stopped_by_sigterm():
+    with held(out, "--out"), stopped_by_sigterm():
         tried: set[str] = set()
         while new := [run for run in extended(study, out, extend).plan if run.name not in tried]:
             study.save(out)

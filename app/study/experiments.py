@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -58,7 +59,7 @@ def read_experiment(path: Path, option: str) -> Experiment:
     quieten()
     try:
         with explained("python -m app fit --help", known_names()):
-            config = Reader("fit", [f"--config={path}"], None, {}).config
+            config = Reader("fit", [f"--config={path}"], None, {}, ExitStack()).config
     except ValueError as error:
         raise ValueError(f"{option} {path}: {error}") from error
     model, data = config["model"], config["data"]

@@ -7,11 +7,9 @@ one CPU thread where several run at once. If this process ends, however it ends,
 
 from __future__ import annotations
 
-import fcntl
 import multiprocessing
 import os
 import shlex
-import shutil
 import signal
 import sys
 import threading
@@ -26,11 +24,11 @@ from typing import Any, NoReturn
 
 from app.cli.invocation import carried_out
 from app.machine import num_cores, num_gpus, only_gpu
+from app.run.folders import AUTO
 from app.study.study import STUDY_FILE, Planned, Record, Study, compact, read_study
 from callbacks.record_file import RECORD, last_checkpoint, read_record
 
 LOGS = "logs"
-LOCK = ".lock"
 Tell = Callable[[str], Any]
 
 
@@ -43,15 +41,12 @@ def record_of(folder: Path) -> Record | None:
 
 
 def stages(run: Planned, folder: Path) -> list[list[str]]:
-    """Arguments of the commands that are still to be carried out: a fit or what is left of it, and the test."""
-    record, last = record_of(folder), str(last_checkpoint(folder))
-    fit = ["fit", *run.options, "--run_dir", str(folder)]
-    if record and record["status"] == "finished":
-        fit = []
-    elif record and last_checkpoint(folder).exists():
-        fit = ["fit", "--ckpt_path", last]
-    test = ["test", "--ckpt_path", last] if run.test and (fit or "test" not in (record or {})) else []
-    return [stage for stage in (fit, test) if stage]
+    """Arguments of the commands that are still to be carried out, each safe to repeat: the fit, and the test."""
+    record = record_of(folder) or {}
+    fit = ["fit", *run.options, "--run_dir", str(folder), "--ckpt_path", AUTO]
+    test = ["test", "--ckpt_path", str(last_checkpoint(folder))]
+    is_trained = record.get("status") == "finished"
+    return [*([] if is_trained else [fit]), *([test] if run.test and not (is_trained and "test" in record) else [])]
 
 
 def diverged(record: Record | None) -> bool:
@@ -125,24 +120,6 @@ class Active:
 def default_workers() -> int:
     """Runs side by side unless told otherwise: one a GPU, else one a core."""
     return num_gpus() or num_cores()
-
-
-@contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Hold the study's lock; ValueError if another process works in the folder, or nothing can be written there."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / LOCK).open("w", encoding="utf-8")
-    except OSError as error:
-        raise ValueError(f"--out {folder} cannot be written ({error.strerror}); name another folder") from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ValueError(
-                f"--out {folder}: another process works there; wait for it, or name a new folder"
-            ) from error
-        yield
 
 
 @contextmanager
@@ -220,10 +197,8 @@ def execute(study: Study, runs: Sequence[Planned], folder: Path, workers: int, t
 
 
 def begin(run: Planned, folder: Path, context: Any, active: Sequence[Active], workers: int) -> Active:
-    """Start a run on a device that is free; what a killed process left without a checkpoint is removed before."""
+    """Start what is left of a run on a device that is free."""
     place, gpus = folder / run.name, num_gpus()
-    if place.exists() and not last_checkpoint(place).exists() and not diverged(record_of(place)):
-        shutil.rmtree(place)
     busy = [job.device for job in active]
     device = min(range(gpus), key=busy.count) if gpus else None
     environment = {} if device is None else only_gpu(device)

@@ -13,8 +13,9 @@ import pytest
 from app.__main__ import main
 from app.machine import only_gpu
 from app.output.intervals import spread
+from app.run.folders import held
 from app.study.gather import gather, records_in
-from app.study.processes import alone, is_done, plain_commands, resumed, stages
+from app.study.processes import is_done, plain_commands, resumed, stages
 from app.study.study import Planned, Study, compact, read_study
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -137,7 +138,7 @@ def test_what_is_left_of_a_run(tmp_path):
     run = Planned("a", {}, ["--x=1"])
     assert [stage[0] for stage in stages(run, tmp_path / "a")] == ["fit", "test"]
     folder = lay(tmp_path / "a", record(status="interrupted"))
-    assert stages(run, folder)[0] == ["fit", "--ckpt_path", str(folder / "checkpoints" / "last.ckpt")]
+    assert stages(run, folder)[0] == ["fit", "--x=1", "--run_dir", str(folder), "--ckpt_path", "auto"]
     (folder / "record.json").write_text(json.dumps(record()))
     assert [stage[0] for stage in stages(run, folder)] == ["test"]
     assert plain_commands([run], tmp_path).startswith("python -m app test --ckpt_path ")
@@ -174,7 +175,7 @@ def test_a_damaged_study_is_made_anew_from_the_runs(tmp_path):
 
 
 def test_two_processes_do_not_work_in_one_folder(tmp_path):
-    with alone(tmp_path), pytest.raises(ValueError, match="another process works there"), alone(tmp_path):
+    with held(tmp_path, "--out"), pytest.raises(ValueError, match="works there"), held(tmp_path, "--out"):
         pass
 
 
