@@ -1,4 +1,4 @@
-"""`python -m app report`: one Markdown file, with figures, made of the study files of comparisons and growth studies.
+"""`python -m app report`: one Markdown file, with figures, made of the files of studies.
 
 Everything is computed from the records in those files, so the same files give the same report, byte for byte. What
 needs PyTorch is imported by the functions that use it.
@@ -20,7 +20,7 @@ def report(files: list[Path], *, out: Path = Path("RESULTS.md")) -> int:
     """Write a report of studies: what growing gives, comparisons, scaling laws, each with the command that made it.
 
     Args:
-        files: study.json files of compare and growth-study, or folders with one.
+        files: study.json files of compare and growth-study, scaling.json files of scaling, or folders with one.
         out: Markdown file to write; its figures go beside it, in a folder of the same name in lower case.
 
     Returns:

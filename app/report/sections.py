@@ -19,9 +19,9 @@ from app.output.figures import LearningCurve, learning_figure
 from app.output.numbers import four_digits, short
 from app.output.tables import markdown_table
 from app.scaling.forecasts import Forecast
-from app.scaling.points import by_model, collect
+from app.scaling.points import collect
 from app.scaling.report import draw, survey_markdown
-from app.scaling.survey import Attempt, Survey, bounds, survey, unsure
+from app.scaling.survey import FIELDS, Survey, bounds, surveys_of, unsure
 from app.study.gather import Gathered
 from app.study.study import StudiedRun, Study
 
@@ -58,7 +58,7 @@ class Section:
 
 def sections(name: str, study: Study) -> list[Section]:
     """The sections of one study; none where no run is done."""
-    kinds = {"growth-study": growth, "compare": comparison}
+    kinds = {"growth-study": growth, "compare": comparison, "scaling": laws}
     if study.verb not in kinds:
         raise ValueError(f"{name} is a study by `{study.verb}`, of which there is no report")
     return list(kinds[study.verb](name, study)) if study.records else []
@@ -113,8 +113,13 @@ def comparison(name: str, study: Study) -> Iterator[Section]:
     for task, group in groupby(comparison_rows(study), attrgetter("task")):
         rows = list(group)
         sizes = {(row.d_model, row.budget) for row in rows if row.model == rows[0].model}
-        surveys = surveys_of(study, task) if len(sizes) > 1 else []
-        yield scaling(name, study, task, surveys) if surveys else side_by_side(name, study, rows)
+        surveys = surveys_of_task(study, task) if len(sizes) > 1 else []
+        if surveys:
+            figures = {f"{name}-{task}.png": draw(surveys, METRIC)}
+            paragraphs = law_paragraphs(surveys, FITS["level"])
+            yield Section(f"Scaling: {task}", study.command, about(study, task=task), paragraphs, figures)
+        else:
+            yield side_by_side(name, study, rows)
 
 
 def side_by_side(name: str, study: Study, rows: Sequence[Row]) -> Section:
@@ -134,20 +139,29 @@ def side_by_side(name: str, study: Study, rows: Sequence[Row]) -> Section:
     return Section(f"Comparison: {task}", study.command, about(study, task=task), paragraphs, figures)
 
 
-def surveys_of(study: Study, task: str) -> list[Survey]:
+# Scaling --------------------------------------------------------------------------------------------------------------
+
+
+def surveys_of_task(study: Study, task: str) -> list[Survey]:
     """The laws of each model on a task, at the chosen learning rates; none where nothing is in bits per character."""
     chosen = set(chosen_runs(study))
-    gathered = Gathered([run for run in study.runs(task=task) if run.name in chosen])
-    points, _ = collect(gathered, METRIC)
-    return [survey(model, own, **FITS) for model, own in by_model(points).items()]
+    runs = [run for run in study.runs(task=task) if run.name in chosen]
+    return surveys_of(collect(Gathered(runs), METRIC).points, **FITS)
 
 
-def scaling(name: str, study: Study, task: str, surveys: Sequence[Survey]) -> Section:
-    """The laws of a task's runs."""
-    laws = ["<details><summary>All laws</summary>", *survey_markdown(surveys, FITS["level"]), "</details>"]
-    paragraphs = [summary(surveys), LAWS.format(level=FITS["level"]), *laws]
-    figures = {f"{name}-{task}.png": draw(surveys, METRIC)}
-    return Section(f"Scaling: {task}", study.command, about(study, task=task), paragraphs, figures)
+def laws(name: str, study: Study) -> Iterator[Section]:
+    """The laws that `scaling` fitted, to the same runs in the same way."""
+    metric, level = study.options["metric"], study.options["intervals"]
+    points = collect(Gathered(study.runs()), metric).points
+    surveys = surveys_of(points, level=level, resamples=study.options["resamples"], seed=study.options["seed"])
+    figures = {f"{name}.png": draw(surveys, metric)}
+    yield Section(f"Scaling of {metric}", study.command, about(study), law_paragraphs(surveys, level), figures)
+
+
+def law_paragraphs(surveys: Sequence[Survey], level: float) -> list[str]:
+    """A summary, and all laws for those who open them."""
+    all_laws = ["<details><summary>All laws</summary>", *survey_markdown(surveys, level), "</details>"]
+    return [summary(surveys), LAWS.format(level=level), *all_laws]
 
 
 def summary(surveys: Sequence[Survey]) -> str:
@@ -156,27 +170,27 @@ def summary(surveys: Sequence[Survey]) -> str:
     return markdown_table(titles, map(summary_row, surveys))
 
 
-def summary_row(found: Survey) -> list[str]:
+def summary_row(survey: Survey) -> list[str]:
     """L(N, D) of one model."""
-    both: Attempt = found.attempts[-1]
-    sizes = [sorted(getattr(point, name) for point in found.points) for name in ("parameters", "tokens")]
+    joint = survey.joint
+    sizes = [sorted(getattr(point, name) for point in survey.points) for name in FIELDS.values()]
     spans = [f"{short(size[0])} .. {short(size[-1])}" for size in sizes]
-    head = [found.model, str(len(found.points)), *spans]
-    if isinstance(both.fitted, str):
-        return [*head, both.fitted, *[""] * 5]
-    intervals, vague = both.fitted.intervals(), unsure(both.fitted)
+    head = [survey.model, str(len(survey.points)), *spans]
+    if isinstance(joint.fitted, str):
+        return [*head, joint.fitted, *[""] * 5]
+    intervals, vague = joint.fitted.intervals(), unsure(joint.fitted)
     values = [
         "?" if name in vague else f"{four_digits(intervals[name].value)} [{bounds(intervals[name], name != 'E')}]"
         for name in ("E", "alpha", "beta")
     ]
-    return [*head, *values, f"{both.fitted.law.rms:.2g}", forecast(both.left_out), forecast(both.next_size)]
+    return [*head, *values, f"{joint.fitted.law.rms:.2g}", in_words(joint.left_out), in_words(joint.next_size)]
 
 
-def forecast(found: Forecast | str) -> str:
+def in_words(forecast: Forecast | str) -> str:
     """A prediction, and what became of it."""
-    if isinstance(found, str):
+    if isinstance(forecast, str):
         return "-"
-    text = f"{four_digits(found.loss.value)} [{bounds(found.loss, False)}]"
-    if found.observed is None:
+    text = f"{four_digits(forecast.loss.value)} [{bounds(forecast.loss)}]"
+    if forecast.observed is None:
         return text
-    return f"{text}, was {four_digits(found.observed)}: {'inside' if found.inside else 'outside'}"
+    return f"{text}, was {four_digits(forecast.observed)}: {'inside' if forecast.inside else 'outside'}"

@@ -10,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from app.cli.checks import check_folder, check_seed
+from app.cli.invocation import command_line
 from app.output.tables import new_console
 
 MIN_RESAMPLES = 100  # fewer do not fill the ends of an interval
@@ -33,38 +34,40 @@ def scaling(
         intervals: Share of the refits inside an interval.
         resamples: Refits of the bootstrap.
         seed: Seed of the bootstrap.
-        out: Folder to write scaling.json, scaling.md, scaling.csv and scaling.png to; by default nothing is written.
+        out: Folder to write scaling.json, which `report` reads, scaling.md, scaling.csv and scaling.png to; by default
+            nothing is written.
         tensorboard: Write the figure and the tables for TensorBoard, too, in the folder tensorboard in --out.
 
     Returns:
         0; a model or a law with too few runs is named, and is an error only if no law can be fitted at all.
     """
     check_options(runs, intervals, resamples, seed, out, tensorboard)
-    from app.scaling.points import by_model, check_metric, collect
+    from app.scaling.points import check_metric, collect
     from app.scaling.report import table, write
-    from app.scaling.survey import survey
+    from app.scaling.survey import surveys_of
     from app.study.gather import gather
+    from app.study.study import study_of
 
     check_metric(metric)
     console = new_console()
     gathered = gather(runs)
     if not gathered.runs and not gathered.skipped:
         raise ValueError(f"RUNS {', '.join(map(str, runs))}: no record.json in them; train with `python -m app fit`")
-    points, skipped = collect(gathered, metric)
+    points, used, skipped = collect(gathered, metric)
     for line in skipped:
         console.print(f"skipped {line}", markup=False, highlight=False, soft_wrap=True)
     if not points:
         raise ValueError(f"RUNS have no run to fit: {len(skipped)} skipped, {skipped[0]}")
-    options = {"level": intervals, "resamples": resamples, "seed": seed}
-    surveys = [survey(model, own, **options) for model, own in by_model(points).items()]
-    if not any(one.fitted for one in surveys):
-        reasons = (f"{one.model}: {one.attempts[0].fitted}; {one.attempts[1].fitted}" for one in surveys)
+    surveys = surveys_of(points, level=intervals, resamples=resamples, seed=seed)
+    if all(isinstance(law.fitted, str) for survey in surveys for law in survey.attempts):
+        reasons = (f"{s.model}: {'; '.join(str(law.fitted) for law in s.alone.values())}" for s in surveys)
         raise ValueError(f"RUNS allow no law; {' | '.join(reasons)}; add runs of other sizes or lengths")
-    for one in surveys:
-        console.print(table(one, intervals), highlight=False, markup=False)
+    for survey in surveys:
+        console.print(table(survey, intervals), highlight=False, markup=False)
     if out is not None:
-        about = {"metric": metric, "intervals": intervals, "resamples": resamples, "seed": seed, "skipped": skipped}
-        write(out, surveys, about, tensorboard)
+        options = {"metric": metric, "intervals": intervals, "resamples": resamples, "seed": seed}
+        findings = {"skipped": skipped, "models": [survey.plain() for survey in surveys]}
+        write(out, surveys, study_of("scaling", command_line(), options, used, findings), tensorboard)
         console.print(f"results in {out}", markup=False, highlight=False)
     return 0
 

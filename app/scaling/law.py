@@ -35,6 +35,8 @@ MIN_SPAN = 4.0  # largest over smallest size
 MIN_SIZES = {1: 4, 2: 3}  # different sizes of each variable, by the number of variables
 MIN_POINTS = {1: 4, 2: 7}
 MAX_CORRELATION = 0.98  # of log N and log D: beyond, their terms cannot be told apart
+EDGE = 1.01  # exponents within this factor of a limit of the search count as being there
+RIDGE = 1e-14  # of the normal equations, so that they are never exactly singular
 SAME = 1.1  # sizes within this factor count as one: the tokens of a step vary in some tasks
 NAMES = {"N": ("A", "alpha"), "D": ("B", "beta")}  # of a variable's coefficient and exponent
 UNDETERMINED = "not determined by these points"
@@ -151,7 +153,7 @@ class Fit:
 
 def at_edge(exponent: float) -> bool:
     """Whether the search ended at a limit of its range."""
-    return bool(exponent <= 1.01 * LOW or exponent >= HIGH / 1.01)
+    return bool(exponent <= EDGE * LOW or exponent >= HIGH / EDGE)
 
 
 def solve(X: Array, y: Array) -> tuple[Array, Array]:
@@ -162,7 +164,7 @@ def solve(X: Array, y: Array) -> tuple[Array, Array]:
     """
     largest = X.max(-2, keepdims=True)  # columns of one size
     X, P = X / largest, X.shape[-1]
-    gram = X.swapaxes(-1, -2) @ X + 1e-14 * len(X) * np.eye(P)  # never exactly singular
+    gram = X.swapaxes(-1, -2) @ X + RIDGE * len(X) * np.eye(P)
     moments = np.einsum("gnp,rn->rgp" if X.ndim == 3 else "rgnp,rn->rgp", X, y, optimize=True)
     total = np.broadcast_to((y**2).sum(-1)[:, None], moments.shape[:-1])
     best, least = np.zeros_like(moments), total.copy()

@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from app.study.gather import Gathered
 from app.study.study import StudiedRun
@@ -33,6 +33,14 @@ class Point:
     tokens: int
     flops: float
     loss: float
+
+
+class Collected(NamedTuple):
+    """Points with the runs that they are, and a line for each run that is none."""
+
+    points: list[Point]
+    runs: list[StudiedRun]
+    skipped: list[str]
 
 
 def check_metric(metric: str) -> None:
@@ -94,8 +102,8 @@ def identity(run: StudiedRun) -> str:
     return json.dumps([run.record.get(name) for name in names], sort_keys=True)
 
 
-def collect(gathered: Gathered, metric: str) -> tuple[list[Point], list[str]]:
-    """The points among the runs, and a line for each run that is none; ValueError for runs of different tasks."""
+def collect(gathered: Gathered, metric: str) -> Collected:
+    """The points among the runs; ValueError for runs of different tasks."""
     used: dict[str, StudiedRun] = {}
     points, skipped = [], list(gathered.skipped)
     for run in gathered.runs:
@@ -109,9 +117,4 @@ def collect(gathered: Gathered, metric: str) -> tuple[list[Point], list[str]]:
             continue
         points.append(point)
     check_task(list(used.values()), metric)
-    return points, skipped
-
-
-def by_model(points: Sequence[Point]) -> Mapping[str, list[Point]]:
-    """The points of each model, by its name."""
-    return {name: [p for p in points if p.model == name] for name in sorted({p.model for p in points})}
+    return Collected(points, list(used.values()), skipped)

@@ -7,9 +7,9 @@ tokens within a tenth count as one, as in tasks whose sequences differ in length
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -20,7 +20,10 @@ from app.scaling.law import HIGH, LOW, NAMES, UNDETERMINED, Fit, at_edge, check,
 from app.scaling.points import Point
 
 FIELDS = {"N": "parameters", "D": "tokens"}
+ALL_RUNS = "all runs"
 BEYOND = 10.0  # the frontier is told up to so many times the largest budget
+Row = tuple[str, str, str]  # of a table: what, its value, its interval or what else is to be said
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -28,24 +31,29 @@ class Attempt:
     """A law that was fitted, or the reason why not.
 
     Attributes:
-        name: Such as L(N).
-        at: Where the other variable stands, in words.
+        variables: What the law is of, "N" or "D" or both.
+        at: Where the other variable stands, in words; empty for a law of both.
         points: The runs it was, or would have been, fitted to.
         fitted: The fit, or the reason why there is none.
         left_out: How well it predicts its largest size, or the reason why that is not known.
         next_size: The loss of twice the largest size, or the reason why it is not predicted.
     """
 
-    name: str
+    variables: tuple[str, ...]
     at: str
     points: tuple[Point, ...]
     fitted: Fit | str
     left_out: Forecast | str = ""
     next_size: Forecast | str = ""
 
+    @property
+    def name(self) -> str:
+        """Such as L(N)."""
+        return f"L({', '.join(self.variables)})"
+
     def plain(self) -> dict[str, Any]:
         """As it stands in the JSON file: parameters that are not determined are null."""
-        plain: dict[str, Any] = {"law": self.name, "at": self.at, "points": len(self.points)}
+        plain: dict[str, Any] = {"law": self.name, "at": self.at or ALL_RUNS, "points": len(self.points)}
         if isinstance(self.fitted, str):
             return plain | {"reason": self.fitted}
         vague, law = unsure(self.fitted), self.fitted.law
@@ -57,17 +65,26 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Survey:
-    """All laws of one model."""
+    """All laws of one model: of each variable alone, of both jointly, and the frontier or the reason why there is none.
+
+    Attributes:
+        model: Its name.
+        points: Its runs.
+        alone: L(N) and L(D), by the variable.
+        joint: L(N, D).
+        frontier: The compute-optimal sizes.
+    """
 
     model: str
     points: tuple[Point, ...]
-    attempts: tuple[Attempt, ...]
+    alone: dict[str, Attempt]
+    joint: Attempt
     frontier: Frontier | str
 
     @property
-    def fitted(self) -> bool:
-        """Whether there is any law."""
-        return any(isinstance(attempt.fitted, Fit) for attempt in self.attempts)
+    def attempts(self) -> list[Attempt]:
+        """All laws."""
+        return [*self.alone.values(), self.joint]
 
     def budgets(self) -> np.ndarray:
         """FLOPs at which the frontier is told: those of the cheapest and the dearest run, and beyond."""
@@ -76,10 +93,10 @@ class Survey:
 
     def plain(self) -> dict[str, Any]:
         """As it stands in the JSON file."""
-        found = self.frontier
-        edge = {"reason": found} if isinstance(found, str) else found.plain(self.budgets())
+        edge = self.frontier
+        frontier = {"reason": edge} if isinstance(edge, str) else edge.plain(self.budgets())
         laws = [attempt.plain() for attempt in self.attempts]
-        return {"model": self.model, "runs": len(self.points), "laws": laws, "frontier": edge}
+        return {"model": self.model, "runs": len(self.points), "laws": laws, "frontier": frontier}
 
 
 # Fitting --------------------------------------------------------------------------------------------------------------
@@ -117,20 +134,22 @@ def slice_for(points: Sequence[Point], variable: str) -> tuple[str, list[Point]]
     return f"{other} = {short(float(np.mean(sizes_of(best, other)[other])))}", best
 
 
-def attempt(variables: Sequence[str], at: str, points: Sequence[Point], options: dict[str, Any]) -> Attempt:
-    """Fit one law, leave its largest size out, look ahead; what cannot be done has its reason in place of a result."""
-    name, sizes, losses = f"L({', '.join(variables)})", sizes_of(points, variables), losses_of(points)
+def or_reason(function: Callable[..., T], *args: Any, **options: Any) -> T | str:
+    """What a function returns, or the reason why it cannot."""
     try:
-        fitted = fit(sizes, losses, **options)
+        return function(*args, **options)
     except ValueError as error:
-        return Attempt(name, at, tuple(points), str(error))
-    forecasts: list[Forecast | str] = []
-    for forecast in (lambda: left_out(sizes, losses, **options), lambda: next_size(fitted, sizes)):
-        try:
-            forecasts.append(forecast())
-        except ValueError as error:
-            forecasts.append(str(error))
-    return Attempt(name, at, tuple(points), fitted, *forecasts)
+        return str(error)
+
+
+def attempt(variables: Sequence[str], at: str, points: Sequence[Point], options: dict[str, Any]) -> Attempt:
+    """Fit one law, leave its largest size out, look ahead."""
+    sizes, losses = sizes_of(points, variables), losses_of(points)
+    fitted = or_reason(fit, sizes, losses, **options)
+    known: tuple[Any, ...] = (tuple(variables), at, tuple(points), fitted)
+    if isinstance(fitted, str):
+        return Attempt(*known)
+    return Attempt(*known, or_reason(left_out, sizes, losses, **options), or_reason(next_size, fitted, sizes))
 
 
 def survey(model: str, points: Sequence[Point], **options: Any) -> Survey:
@@ -141,15 +160,19 @@ def survey(model: str, points: Sequence[Point], **options: Any) -> Survey:
         points: Its runs, one or more.
         options: `level`, `resamples` and `seed` of `fit`.
     """
-    single = [attempt(name, *slice_for(points, name), options) for name in FIELDS]
-    both = attempt(tuple(FIELDS), "all runs", points, options)
+    alone = {variable: attempt(variable, *slice_for(points, variable), options) for variable in FIELDS}
+    joint = attempt(tuple(FIELDS), "", points, options)
     edge: Frontier | str = "it needs L(N, D)"
-    if isinstance(both.fitted, Fit):
-        try:
-            edge = frontier(both.fitted, *sizes_of(points, "ND").values(), [point.flops for point in points])
-        except ValueError as error:
-            edge = str(error)
-    return Survey(model, tuple(points), (*single, both), edge)
+    if isinstance(joint.fitted, Fit):
+        sizes, flops = sizes_of(points, tuple(FIELDS)), [point.flops for point in points]
+        edge = or_reason(frontier, joint.fitted, sizes["N"], sizes["D"], flops)
+    return Survey(model, tuple(points), alone, joint, edge)
+
+
+def surveys_of(points: Sequence[Point], **options: Any) -> list[Survey]:
+    """The laws of each model, in the order of the models' names."""
+    models = sorted({point.model for point in points})
+    return [survey(model, [point for point in points if point.model == model], **options) for model in models]
 
 
 # Words ----------------------------------------------------------------------------------------------------------------
@@ -161,14 +184,11 @@ def unsure(fitted: Fit) -> set[str]:
     return vague | ({"E"} if vague else set())
 
 
-def bounds(interval: Interval, exponent: bool) -> str:
+def bounds(interval: Interval, exponent: bool = False) -> str:
     """The ends of an interval; an end at the edge of the search says only that it is beyond."""
     low = f"< {LOW:g}" if exponent and at_edge(interval.low) else four_digits(interval.low)
     high = f"> {HIGH:g}" if exponent and at_edge(interval.high) else four_digits(interval.high)
     return f"{low} .. {high}"
-
-
-Row = tuple[str, str, str]
 
 
 def forecast_row(what: str, forecast: Forecast | str) -> Row:
@@ -176,7 +196,7 @@ def forecast_row(what: str, forecast: Forecast | str) -> Row:
     if isinstance(forecast, str):
         return what, "", forecast
     sizes = ", ".join(f"{name} = {short(size)}" for name, size in forecast.sizes.items())
-    value, ends = four_digits(forecast.loss.value), bounds(forecast.loss, False)
+    value, ends = four_digits(forecast.loss.value), bounds(forecast.loss)
     if forecast.observed is None:
         return f"{what} {sizes}", value, f"{ends}; only predicted"
     verdict = "inside" if forecast.inside else "outside"
@@ -188,39 +208,37 @@ def forecast_row(what: str, forecast: Forecast | str) -> Row:
     )
 
 
-def attempt_rows(found: Attempt) -> list[Row]:
+def attempt_rows(attempt: Attempt) -> list[Row]:
     """A law: what it is, its parameters with intervals, and its forecasts."""
-    heading = f"{found.name} at {found.at}" if found.at != "all runs" else f"{found.name} of all runs"
-    if isinstance(found.fitted, str):
-        return [(heading, "-", found.fitted)]
-    law, vague = found.fitted.law, unsure(found.fitted)
+    heading = f"{attempt.name} at {attempt.at}" if attempt.at else f"{attempt.name} of {ALL_RUNS}"
+    if isinstance(attempt.fitted, str):
+        return [(heading, "-", attempt.fitted)]
+    law, vague = attempt.fitted.law, unsure(attempt.fitted)
     rows = [(heading, f"{law.points} points", f"rms {law.rms:.2g}, R² {law.r2:.4f}")]
     exponents = {exponent for _, exponent in NAMES.values()}
-    for name, interval in found.fitted.intervals().items():
-        value = (
-            ("?", UNDETERMINED) if name in vague else (four_digits(interval.value), bounds(interval, name in exponents))
-        )
-        rows.append((f"  {name}", *value))
-    rows.append(forecast_row("  left out", found.left_out))
-    rows.append(forecast_row("  next", found.next_size))
-    return rows
+    for name, interval in attempt.fitted.intervals().items():
+        ends = bounds(interval, exponent=name in exponents)
+        rows.append((f"  {name}", *(("?", UNDETERMINED) if name in vague else (four_digits(interval.value), ends))))
+    forecasts = {"  left out": attempt.left_out, "  next": attempt.next_size}
+    return [*rows, *(forecast_row(what, forecast) for what, forecast in forecasts.items())]
 
 
-def frontier_rows(found: Survey) -> list[Row]:
+def frontier_rows(survey: Survey) -> list[Row]:
     """The compute-optimal sizes: exponents, then the sizes at each budget."""
-    edge, budgets = found.frontier, found.budgets()
+    edge, budgets = survey.frontier, survey.budgets()
     if isinstance(edge, str):
         return [("frontier", "-", edge)]
     least, greatest = edge.extremes
     rows = [("frontier, C = c N D", f"c = {edge.flops:.3g}", f"{least:.3g} .. {greatest:.3g} in the runs")]
-    for name, interval in ((("  a, N ~ C^a"), edge.a), (("  b, D ~ C^b"), edge.b)):
-        rows.append((name, four_digits(interval.value), bounds(interval, False)))
+    for name, interval in (("  a, N ~ C^a", edge.a), ("  b, D ~ C^b", edge.b)):
+        rows.append((name, four_digits(interval.value), bounds(interval)))
+    dearest = max(point.flops for point in survey.points)
     for C, N, D, low, high in zip(budgets, *edge.sizes(budgets), *edge.band(budgets), strict=True):
-        ahead = "; only predicted" if max(budgets[:2]) < C else ""
+        ahead = "; only predicted" if dearest < C else ""
         rows.append((f"  N at {C:.2g} FLOPs", short(N), f"{short(low)} .. {short(high)}; D = {short(D)}{ahead}"))
     return rows
 
 
-def rows_of(found: Survey) -> list[list[Row]]:
-    """All that was found of one model, in sections."""
-    return [*(attempt_rows(one) for one in found.attempts), frontier_rows(found)]
+def sections_of(survey: Survey) -> list[list[Row]]:
+    """All that was found of one model, a section for each law and one for the frontier."""
+    return [*map(attempt_rows, survey.attempts), frontier_rows(survey)]

@@ -8,6 +8,7 @@ read. It is written whole or not at all, after every run. What needs PyTorch is 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from callbacks.atomic import json_text, write_text
 
 FORMAT = 1
 STUDY_FILE = "study.json"
+SCALING_FILE = "scaling.json"  # of `scaling`, beside whose runs a study's own file may lie
 DIGITS = 7  # kept of a number
 KEPT = (
     "format", "model", "model_options", "data", "data_options", "optim", "seed", "max_steps", "versions", "device",
@@ -82,20 +84,37 @@ class Study:
             if run.name in self.records and all(run.labels.get(k) == v for k, v in labels.items())
         ]
 
-    def save(self, folder: Path) -> None:
-        """Write `study.json` into the folder, a line a run."""
+    def save(self, folder: Path, file_name: str = STUDY_FILE) -> None:
+        """Write the study's file into the folder, a line a run."""
         about = {"format": FORMAT, "verb": self.verb, "command": self.command, "options": self.options}
         head = json_text(about | {"findings": self.findings}).removesuffix("}")
         runs = [json_text(asdict(run) | {"record": self.records.get(run.name)}) for run in self.plan]
-        write_text(folder / STUDY_FILE, head + ', "runs": [\n' + ",\n".join(runs) + "\n]}\n")
+        write_text(folder / file_name, head + ', "runs": [\n' + ",\n".join(runs) + "\n]}\n")
+
+
+def study_of(
+    verb: str, command: str, options: dict[str, Any], runs: Sequence[StudiedRun], findings: dict[str, Any]
+) -> Study:
+    """A study of runs that were there before; of two that have one name, as those of two studies, one is renamed."""
+    study = Study(verb, command, options, [], findings=findings)
+    for number, run in enumerate(runs, start=1):
+        name = f"{run.name} ({number})" if run.name in study.records else run.name
+        study.plan.append(Planned(name, run.labels, []))
+        study.records[name] = read_by_reports(run.record)
+    return study
 
 
 def compact(record: Record) -> Record:
-    """What reports read of a record: without its command, and of its history the validations of the whole split."""
+    """What reports read of a record, with fewer digits."""
+    short: Record = rounded(read_by_reports(record))
+    return short
+
+
+def read_by_reports(record: Record) -> Record:
+    """A record without its command, and of its history the validations of the whole split."""
     validations = (point for point in record["history"] if any(key.startswith("val/") for key in point))
     history = [{key: point[key] for key in KEPT_OF_A_VALIDATION if key in point} for point in validations]
-    short: Record = rounded({key: record[key] for key in KEPT if key in record} | {"history": history})
-    return short
+    return {key: record[key] for key in KEPT if key in record} | {"history": history}
 
 
 def rounded(value: Any) -> Any:
@@ -122,7 +141,9 @@ def read_study(path: Path) -> Study:
 
 def study_file(path: Path) -> Path:
     """The study's file in a folder, or the path itself."""
-    return path / STUDY_FILE if path.is_dir() else path
+    if not path.is_dir():
+        return path
+    return path / (SCALING_FILE if (path / SCALING_FILE).exists() and not (path / STUDY_FILE).exists() else STUDY_FILE)
 
 
 def describe(error: Exception) -> str:

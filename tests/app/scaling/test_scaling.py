@@ -25,6 +25,7 @@ from app.scaling.forecasts import Forecast, frontier, left_out, next_size
 from app.scaling.law import Fit, Interval, Law, design, fit, search, size_classes, solve
 from app.scaling.points import LOSSES
 from app.scaling.survey import bounds
+from app.study.study import Planned, Study, compact, read_study
 
 N, D = np.geomspace(1e4, 3.2e5, 6), np.geomspace(1e6, 1.6e7, 5)
 
@@ -303,7 +304,7 @@ def record(n, d, value, *, model="Transformer", seed=1, **changes):
     return {
         "format": 1, "command": ["app"], "model": model, "model_options": {"vocab_size": 65, "d_model": 8},
         "data": "CharText", "data_options": options, "optim": {"learning_rate": 1e-3}, "seed": seed, "max_steps": 100,
-        "versions": {}, "device": "x86_64", "processes": 1, "precision": "32-true", "history": [], **spent,
+        "versions": {"torch": "2"}, "device": "x86_64", "processes": 1, "precision": "32-true", "history": [], **spent,
         "status": "finished", "growth_events": [],
         "final": spent | {"val/loss": value * 0.69, "val/bits_per_char": value, "val/accuracy": 0.5},
         "test": {"test/loss": value * 0.7, "test/bits_per_char": value * 1.01},
@@ -344,7 +345,7 @@ def test_the_verb_fits_prints_and_writes(runs, tmp_path, capsys):
     assert "L(D) needs at least 4 different D; there are 1" in printed
     assert "only predicted" in printed
     plain = json.loads((out / "scaling.json").read_text())
-    tokenformer, transformer = plain["models"]
+    tokenformer, transformer = plain["findings"]["models"]
     assert tokenformer["model"] == "TokenFormer"
     assert "reason" in tokenformer["frontier"]
     both = next(law for law in transformer["laws"] if law["law"] == "L(N, D)")
@@ -363,6 +364,35 @@ def test_the_verb_fits_prints_and_writes(runs, tmp_path, capsys):
     assert scaling(capsys, runs, "--out", out, "--resamples", 150, "--tensorboard", "true")[0] == 0
     assert (out / "scaling.png").read_bytes() == before
     assert len(list((out / "tensorboard").iterdir())) == 1
+
+
+def test_what_scaling_writes_is_reported_and_fitted_again(runs, tmp_path, capsys):
+    out, report = tmp_path / "out", tmp_path / "R.md"
+    assert scaling(capsys, runs, "--out", out, "--resamples", 150)[0] == 0
+    tables = (out / "scaling.md").read_text().partition("### ")[2]
+    for source in (out, out / "scaling.json"):
+        assert main(["report", str(source), "--out", str(report)]) == 0
+        text = report.read_text()
+        assert f"scaling {runs} --out {out} --resamples 150`: 30 of 30 runs" in text
+        assert tables.strip() in text  # by the same metric, level, resamples and seed
+        assert (tmp_path / "r" / ("out.png" if source == out else "scaling.png")).is_file() or source == out
+    before = (out / "scaling.csv").read_text()
+    assert scaling(capsys, out / "scaling.json", "--out", out, "--resamples", 150)[0] == 0
+    assert (out / "scaling.csv").read_text() == before
+
+
+def test_runs_of_one_name_in_two_studies_stay_two(tmp_path, capsys):
+    for seed in (1, 2):
+        found = {name.partition("-s")[0]: plain for name, plain in runs_of("Palm", N[:4], D[:1], (seed,))}
+        lay(tmp_path / str(seed), **{f"n{place}": plain for place, plain in enumerate(found.values())})
+    studies = []
+    for seed in (1, 2):
+        records = {name: compact(json.loads((tmp_path / str(seed) / name / "record.json").read_text()))
+                   for name in ("n0", "n1", "n2", "n3")}  # fmt: skip
+        Study("compare", "", {}, [Planned(name, {}, []) for name in records], records).save(tmp_path / str(seed))
+        studies.append(tmp_path / str(seed) / "study.json")
+    assert scaling(capsys, *studies, "--out", tmp_path / "out", "--resamples", 100)[0] == 0
+    assert len(read_study(tmp_path / "out" / "scaling.json").runs()) == 8
 
 
 def test_what_is_no_point_is_named_with_its_reason(runs, capsys):
@@ -393,7 +423,9 @@ def test_the_metric_may_be_another_loss(runs, tmp_path, capsys):
     for metric, factor in (("test/bits_per_char", 1.01), ("val/loss", 0.69)):
         code, *_ = scaling(capsys, runs, "--metric", metric, "--out", tmp_path / "out", "--resamples", 100)
         assert code == 0
-        found = json.loads((tmp_path / "out" / "scaling.json").read_text())["models"][1]["laws"][2]["parameters"]
+        found = json.loads((tmp_path / "out" / "scaling.json").read_text())["findings"]["models"][1]["laws"][2][
+            "parameters"
+        ]
         assert found["E"]["low"] < factor * 1.5 < found["E"]["high"]
     assert LOSSES.fullmatch("test/loss/T=1024")
 
