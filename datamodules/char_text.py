@@ -27,6 +27,13 @@ from datamodules.randomness import Ints, random_bits, random_integers, stream_ke
 SPLITS = {"90/5/5": (90, 95, 95), "90/10": (90, 100, 90)}  # ends of train and validation, begin of test, in percent
 
 
+def shown(characters: Sequence[str]) -> str:
+    """Characters as a message shows them: all of a hundred, or the first few of more and how many there are."""
+    if len(characters) <= 100:
+        return repr(characters)
+    return f"{characters[:20]!r} and more, {len(characters):,} in all"
+
+
 def split_text(ids: NDArray[Any], split: str) -> dict[str, NDArray[Any]]:
     """Cut a text by position into "train", "validate" and "test", which share no character but as `split` says."""
     train_end, val_end, test_begin = (len(ids) * percent // 100 for percent in SPLITS[split])
@@ -151,7 +158,9 @@ class CharText(TaskData):
         place = {character: token for token, character in enumerate(self.vocabulary)}
         unknown = sorted(set(text) - place.keys())
         if unknown:
-            raise ValueError(f"{unknown} not in the vocabulary of {self.corpus_name}; it has {self.vocabulary!r}")
+            raise ValueError(
+                f"{shown(unknown)} not in the vocabulary of {self.corpus_name}; it has {shown(self.vocabulary)}"
+            )
         return [place[character] for character in text]
 
     def decode(self, tokens: Sequence[int]) -> str:
@@ -197,7 +206,7 @@ class CharText(TaskData):
         if missing:
             raise ValueError(
                 f"--data.corpus {self.corpus_name} has {self.vocab_size} characters, the checkpoint's text had "
-                f"{len(state['vocabulary'])}; they differ in {missing}. Use the text that it was trained on"
+                f"{len(state['vocabulary'])}; they differ in {shown(missing)}. Use the text that it was trained on"
             )
         if state["corpus_sha256"] != self.corpus.sha256:
             rank_zero_warn(f"--data.corpus {self.corpus_name} is not the text that the checkpoint was trained on")

@@ -29,6 +29,8 @@ STDLIB_SKIPPED = {
 }  # fmt: skip
 BUILD_FILES = ("_sysconfigdata", "config-")  # written when Python was built, with that machine's paths
 DOWNLOAD_TIMEOUT = 10.0  # seconds without an answer
+UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+OTHER_ENCODINGS = ("utf-16", "gb18030", "shift_jis", "euc-kr", "big5")  # and latin1, which can always be read
 CHUNK = 1 << 22  # characters counted at a time
 
 
@@ -136,7 +138,7 @@ def read_file(name: str) -> bytes:
         raise ValueError(f"--data.corpus {name} cannot be read ({error}); give a readable text file") from error
     if not raw:
         raise ValueError(f"--data.corpus {name} is empty; give a file with text")
-    if b"\0" in raw:
+    if b"\0" in raw and not raw.startswith(UTF_16_MARKS):
         raise ValueError(f"--data.corpus {name} holds NUL bytes, so it is no text; give a UTF-8 text file")
     return raw
 
@@ -210,11 +212,23 @@ def character_codes(raw: bytes, encoding: str, name: str) -> NDArray[Any]:
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
+        known = [encoding for encoding in OTHER_ENCODINGS if can_be_read(raw, encoding)] or ["latin1"]
         raise ValueError(
-            f"--data.corpus {name} is not UTF-8 (byte {error.start}: {error.reason}); convert it, for instance by "
-            "iconv -f latin1 -t utf-8"
+            f"--data.corpus {name} is not UTF-8 (byte {error.start}: {error.reason}); it can be read as "
+            f"{', '.join(known)}; if that is right, `iconv -f {known[0]} -t utf-8 {name} > NEW_FILE` converts it"
         ) from error
     return np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
+
+
+def can_be_read(raw: bytes, encoding: str) -> bool:
+    """Whether all bytes mean something in an encoding; UTF-16 needs a byte-order mark besides."""
+    if encoding == "utf-16":
+        return raw.startswith(UTF_16_MARKS)
+    try:
+        raw.decode(encoding)
+        return True
+    except UnicodeDecodeError:
+        return False
 
 
 def index_characters(codes: NDArray[Any]) -> tuple[str, NDArray[Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
@@ -44,6 +44,26 @@ def with_values(args: Sequence[str], flags: Collection[str]) -> list[str]:
     return [f"{arg}=true" if is_bare else arg for arg, is_bare in zip(args, bare, strict=True)]
 
 
+def with_dashes(args: Sequence[str], parser: ArgumentParser) -> list[str]:
+    """The arguments with `--NAME VALUE` as `--NAME=VALUE` where the value begins with one dash and is no option."""
+    actions = {option: action for action in parser._actions for option in action.option_strings}
+    bound: list[str] = []
+    for arg in args:
+        is_value = arg.startswith("-") and not arg.startswith("--") and arg.partition("=")[0] not in actions
+        if is_value and bound and bound[-1] in actions and actions[bound[-1]].nargs is None:
+            bound[-1] += f"={arg}"
+        else:
+            bound.append(arg)
+    return bound
+
+
+def check_not_empty(values: Mapping[str, Any]) -> None:
+    """Raise ValueError for the first option whose list is empty: that would mean nothing, or all, as by default."""
+    for name, value in values.items():
+        if value == []:
+            raise ValueError(f"--{name} is empty; name at least one, or leave it out")
+
+
 def call(function: Callable[..., int | None], verb: str, args: list[str]) -> int | None:
     """Call a typed function with options from the command line; its docstring is the help.
 
@@ -71,7 +91,8 @@ def call(function: Callable[..., int | None], verb: str, args: list[str]) -> int
         args = [f"--{first.name}", *args]  # jsonargparse has no positional argument that can be left out
     args, options = split_groups(args, groups)
     with explained(f"{parser.prog} --help"):
-        config: Any = parser.parse_args(args)
+        config: Any = parser.parse_args(with_dashes(args, parser))
+    check_not_empty({name: config[name] for name in names})
     values = {
         name: replace(group, value=config[name] if name in named else None, options=options[name])
         for name, group in groups.items()

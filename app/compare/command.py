@@ -69,7 +69,7 @@ def compare(
     at_least_one(validations=validations)
     parsed(Trainer, "trainer", trainer, HELP)
     grid = Grid(
-        chosen_models(models), unique("tasks", tasks or TASKS), unique("d_models", d_models or [0]),
+        chosen_models(models), unique("tasks", TASKS if tasks is None else tasks), widths(d_models),
         unique_seeds([1, 2, 3] if seeds is None else seeds), *budget(tokens, flops),
         factors([0.3, 1.0, 3.0] if learning_rates is None else learning_rates), validations, presets, trainer.options,
     )  # fmt: skip
@@ -94,6 +94,14 @@ def conclude(study: Study, out: Path, console: Any) -> None:
 def chosen_models(names: Sequence[str] | None) -> list[str]:
     """The models; ValueError for one that does not exist, or stands twice."""
     return unique("models", known_models(names))
+
+
+def widths(given: Sequence[int] | None) -> list[int]:
+    """The widths, 0 standing for that of the experiment file; ValueError for one below 1."""
+    for width in given or ():
+        if width < 1:
+            raise ValueError(f"--d_models {width} is no width; it must be at least 1")
+    return [0] if given is None else unique("d_models", given)
 
 
 def budget(tokens: float | list[float] | None, flops: float | list[float] | None) -> tuple[str, list[float]]:

@@ -145,9 +145,6 @@ def check(grid: Grid) -> None:
     """Raise ValueError if anything of the grid cannot be run."""
     if not grid.presets.is_dir():
         raise ValueError(f"--presets {grid.presets} is no folder; name one with files TASK/*.yaml")
-    for width in grid.d_models:
-        if width < 0 or (width == 0 and len(grid.d_models) > 1):
-            raise ValueError(f"--d_models {width} is no width; it must be at least 1")
     for task, model, d_model, budget in grid.groups():
         steps(grid, task, model, d_model, budget)
 

@@ -13,6 +13,7 @@ from lightning.pytorch import LightningDataModule, Trainer
 from app.cli.mistakes import UsageError
 from app.run.checkpoints import hyper_parameters, model_name, vocabulary
 from app.run.folders import run_dir_of
+from datamodules.char_text import shown
 from models.base import CHECKPOINT_KEY, LanguageModel
 from models.optim import Optim
 
@@ -50,7 +51,7 @@ def check_fits(checkpoint: dict[str, Any], path: Path, model: LanguageModel, dat
         differ = sorted(set(characters or "") ^ set(own or ""))
         raise ValueError(
             f"--ckpt_path {path} was trained on another vocabulary ({len(characters or '')} characters, the data has "
-            f"{len(own or '')}; they differ in {differ}); use the --data and --data.corpus it was trained on"
+            f"{len(own or '')}; they differ in {shown(differ)}); use the --data and --data.corpus it was trained on"
         )
     growing = model.parameter_token_sizes()
     for name, value in hyper_parameters(checkpoint).items():

@@ -25,6 +25,7 @@ import models  # noqa: F401 - and of --model
 from app.cli.help import known_names
 from app.cli.invocation import typed_arguments
 from app.cli.mistakes import ParserError, UsageError, explained
+from app.cli.options import with_dashes
 from app.machine import announce_run_dir, announced_run_dir, is_first_process
 from app.run.checkpoints import read_checkpoint
 from app.run.configuration import (
@@ -142,7 +143,7 @@ class CLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse, and refuse values that would fail later without a word of the option."""
-        super().parse_arguments(parser, args)
+        super().parse_arguments(parser, with_dashes(args, parser))
         trainer = self.config["trainer"]
         if not 0 <= int(self.config["seed_everything"]) < 2**32:
             raise ValueError(f"--seed_everything {self.config['seed_everything']} is not between 0 and 2^32 - 1")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+
+from app.cli.checks import at_least_one
 
 # torch is imported inside the function: `generate --help` answers at once.
 
@@ -10,7 +13,7 @@ from pathlib import Path
 def generate(
     ckpt: Path,
     *,
-    prompt: str = "\n",
+    prompt: str | None = None,
     max_new_tokens: int = 500,
     temperature: float = 0.8,
     top_k: int | None = None,
@@ -20,7 +23,8 @@ def generate(
 
     Args:
         ckpt: A checkpoint of a model trained on text: a file, a run folder, last, or best.
-        prompt: Text to continue; every character must be in the vocabulary.
+        prompt: Text to continue, of characters in the vocabulary; by default a line break, or the first character
+            there is.
         max_new_tokens: Characters to write.
         temperature: Divides the logits; 0 always takes the likeliest character.
         top_k: Choose among the k likeliest characters only.
@@ -30,9 +34,13 @@ def generate(
 
     from app.run.checkpoints import load_model, model_name, read_checkpoint, vocabulary
     from app.run.folders import find_checkpoint
+    from datamodules.char_text import shown
 
-    if temperature < 0 or max_new_tokens < 0 or (top_k is not None and top_k < 1):
-        raise ValueError("--temperature and --max_new_tokens must be at least 0, and --top_k at least 1")
+    if not 0 <= temperature < math.inf:
+        raise ValueError(f"--temperature is {temperature}; it must be a number of at least 0")
+    if max_new_tokens < 0:
+        raise ValueError(f"--max_new_tokens is {max_new_tokens}; it must be at least 0")
+    at_least_one(top_k=top_k)
     if not 0 <= seed < 2**63:
         raise ValueError(f"--seed {seed} is not between 0 and 2^63 - 1")
     ckpt = find_checkpoint(str(ckpt), option="CKPT")
@@ -40,9 +48,13 @@ def generate(
     characters = vocabulary(checkpoint)
     if characters is None:
         raise ValueError(f"CKPT {ckpt} ({model_name(checkpoint)}) was not trained on text, so it cannot write any")
+    if prompt is None:
+        prompt = "\n" if "\n" in characters else characters[0]
     token_of = {character: token for token, character in enumerate(characters)}
     if unknown := sorted(set(prompt) - token_of.keys()):
-        raise ValueError(f"--prompt has characters the model has never seen: {unknown}; it knows {characters!r}")
+        raise ValueError(
+            f"--prompt has characters the model has never seen: {shown(unknown)}; it knows {shown(characters)}"
+        )
     if not prompt:
         raise ValueError("--prompt is empty; give at least one character")
     prompt_BT = torch.tensor([[token_of[character] for character in prompt]])

@@ -10,7 +10,7 @@ PyTorch and what needs it are imported by the functions that use them, so that `
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from app.cli.checks import at_least_one, check_folder, check_seed
 from app.cli.groups import OptionGroup
@@ -62,7 +62,7 @@ def scorecard(
     Returns:
         0, whether or not the requirements are met.
     """
-    names = check_options(model, tasks, seed, seeds, workers, threads, out)
+    names = check_options(model, seed, seeds, workers, threads, out)
     from app.scorecard.candidates import candidate
     from app.scorecard.measure import BUDGETS, ScorecardSettings, Surveyor
     from app.scorecard.report import report_all_cards, report_card
@@ -97,12 +97,10 @@ def every_task(tasks: Task | list[Task] | None) -> tuple[str, ...]:
 
 
 def check_options(
-    model: OptionGroup, tasks: Any, seed: int, seeds: int | None, workers: int | None, threads: int, out: Path
+    model: OptionGroup, seed: int, seeds: int | None, workers: int | None, threads: int, out: Path
 ) -> tuple[str, ...]:
     """The models' names; ValueError for what would fail only after minutes of measuring."""
     names = chosen(model)
-    if tasks == []:
-        raise ValueError("--tasks is empty; leave it out to take all")
     check_seed("seed", seed)
     at_least_one(seeds=seeds, workers=workers, threads=threads)
     check_folder("out", out)

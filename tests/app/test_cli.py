@@ -99,6 +99,8 @@ def scratch(tiny, tmp_path_factory) -> Path:
     Path("empty.txt").touch()
     Path("binary.txt").write_bytes(b"PNG\0\1\2" * 100)
     Path("latin.txt").write_bytes("caf\xe9 ".encode("latin-1") * 100)
+    Path("gbk.txt").write_bytes("中文文本, 一二三。\n".encode("gbk") * 100)
+    Path("utf16.txt").write_bytes("a text".encode("utf-16"))
     Path("unknown_key.yaml").write_text("trainer: {max_stepz: 3}\n")
     Path("list.yaml").write_text("[1, 2]\n")
     Path("broken.yaml").write_text("trainer: [\n")
@@ -408,6 +410,16 @@ MISTAKES = {
     "TINY --growth.step [8]": ("--growth.step", "'--growth.steps'"),
     "TINY --ckpt whole.ckpt": ("--ckpt", "'--ckpt_path'"),
     "TINY --optim.lr 0.1": ("--optim.lr", "'--optim.learning_rate'"),
+    "TINY --model.k 5": ("unknown option --model.k here", "another --model"),
+    "TINY --hel": ("unknown option --hel;",),
+    "TINY --model.d_mode 8 --help_": ("'--model.d_model'",),
+    "TINY --growth 3": ("--growth 3 will not do", "--growth.NAME VALUE"),
+    "TINY --trainer.strategy.foo 3": ("unknown option --trainer.strategy.foo;",),
+    "TINY --trainer.callbacks+=EarlyStopping --trainer.callbacks.patience=x": ("--trainer.callbacks.patience x", "int"),
+    "TINY --trainer.callbacks+=EarlyStopping": ("missing: --trainer.callbacks.monitor",),
+    "TINY --trainer.max_steps": ("--trainer.max_steps needs a value", "--trainer.max_steps=VALUE"),
+    "TINY --data.test_seq_lens 64": ("--data.test_seq_lens 64", "expected list[int]"),
+    "TINY --trainer.logger WandbLogger": ("WandbLogger: Requirement 'wandb", "pip install"),
     "TINY --model.vocab_size 5": ("--model.vocab_size", "data"),
     "TINY --data.seed 5": ("--data.seed", "--seed_everything"),
     "TINY --model.d_model abc": ("--model.d_model abc", "int"),
@@ -466,6 +478,17 @@ MISTAKES = {
     "bench mixer": ("--what mixer", "'mixers'"),
     "bench mixers --models [Palms]": ("--models Palms", "Palm"),
     "bench --what sparse --models [Palm]": ("--models", "mixers"),
+    # lists with nothing in them
+    "compare --tokens 1e5 --tasks []": ("--tasks is empty",),
+    "compare --tokens 1e5 --d_models []": ("--d_models is empty",),
+    "compare --tokens 1e5 --d_models [0]": ("--d_models 0 is no width",),
+    "growth-study --corpora []": ("--corpora is empty",),
+    "growth-study --seeds []": ("--seeds is empty",),
+    "growth-study --recipes []": ("--recipes is empty",),
+    "growth-study --scratch_budgets []": ("--scratch_budgets is empty",),
+    "bench --what []": ("--what is empty",),
+    "bench mixers --seq_lens []": ("--seq_lens is empty",),
+    "scorecard --tasks []": ("--tasks is empty",),
     # checkpoints
     "test --ckpt_path none.ckpt": ("--ckpt_path none.ckpt",),
     "test --ckpt_path truncated.ckpt": ("--ckpt_path truncated.ckpt", "damaged"),
@@ -480,11 +503,17 @@ MISTAKES = {
     # text
     "generate whole.ckpt --prompt Ω": ("--prompt", "Ω"),
     "generate whole.ckpt --prompt ''": ("--prompt",),
-    "generate whole.ckpt --top_k 0": ("--top_k",),
+    "generate whole.ckpt --top_k 0": ("--top_k is 0", "at least 1"),
+    "generate whole.ckpt --temperature -1": ("--temperature is -1.0", "at least 0"),
+    "generate whole.ckpt --temperature .nan": ("--temperature is nan", "at least 0"),
+    "generate whole.ckpt --max_new_tokens -1": ("--max_new_tokens is -1", "at least 0"),
+    "generate whole.ckpt --prompt --seed 3": ("--prompt needs a value",),
     "generate whole.ckpt --seed 99999999999999999999": ("--seed",),
     "TINY --data.corpus empty.txt": ("--data.corpus empty.txt is empty",),
     "TINY --data.corpus binary.txt": ("--data.corpus binary.txt",),
-    "TINY --data.corpus latin.txt": ("--data.corpus latin.txt is not UTF-8",),
+    "TINY --data.corpus latin.txt": ("--data.corpus latin.txt is not UTF-8", "iconv -f latin1"),
+    "TINY --data.corpus gbk.txt": ("--data.corpus gbk.txt is not UTF-8", "iconv -f gb18030"),
+    "TINY --data.corpus utf16.txt": ("--data.corpus utf16.txt is not UTF-8", "iconv -f utf-16"),
     "TINY --data.corpus small_data": ("--data.corpus small_data is a folder",),
     # places: a file where a folder should be, as permissions do not stop every user
     "TINY --run_dir other.txt": ("--run_dir other.txt",),

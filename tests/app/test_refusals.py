@@ -2,9 +2,11 @@
 
 import io
 import os
+import shlex
 import subprocess
 import sys
 from contextlib import redirect_stdout
+from pathlib import Path
 
 import pytest
 import torch
@@ -103,3 +105,45 @@ def test_text_is_not_cut_off_by_what_a_terminal_cannot_show(here):  # noqa: F811
     terminal.flush()
     assert terminal.buffer.getvalue().startswith(b"mat?")
     assert len(terminal.buffer.getvalue()) == 4 + 5 + 1
+
+
+# Words that begin with a dash, texts of other kinds -------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory) -> Path:
+    """A checkpoint of a model trained on ten thousand characters, none of which is a line break."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    (folder / "many.txt").write_text("-- x" + "".join(map(chr, range(0x4E00, 0x4E00 + 10_000))) * 2, encoding="utf-8")
+    data = f"--data CharText --data.corpus {folder}/many.txt --data.seq_len 16 --data.batch_size 1"
+    model = "--model Transformer --model.d_model 8 --model.num_heads 2"
+    trainer = "--trainer.accelerator cpu --trainer.max_steps 1 --trainer.logger false"
+    assert call(f"fit {model} {data} {trainer} --samples.prompt -x --run_dir {folder}/run").code == 0
+    return folder / "run" / "checkpoints" / "last.ckpt"
+
+
+@pytest.mark.parametrize("prompt", ["-x", "-", "- x"])
+@pytest.mark.parametrize("form", ["--prompt={}", "--prompt {}"])
+def test_a_prompt_may_begin_with_a_dash(unbroken, prompt, form):
+    outcome = call(f"generate {unbroken} --max_new_tokens 2 {form.format(shlex.quote(prompt))}")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert outcome.out.startswith(prompt)
+
+
+def test_text_without_line_breaks_can_be_written_without_a_prompt(unbroken):
+    outcome = call(f"generate {unbroken} --max_new_tokens 2")
+    assert (outcome.code, outcome.err, len(outcome.out)) == (0, "", 1 + 2 + 1)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "generate {ckpt} --prompt Ω",
+        "fit --ckpt_path {ckpt} --samples.prompt Ω --trainer.max_steps 3",
+        "fit --ckpt_path {ckpt} --data.corpus {text} --trainer.max_steps 3",
+    ],
+)
+def test_a_large_vocabulary_makes_no_long_message(unbroken, tiny_text, line):
+    outcome = call(line.format(ckpt=unbroken, text=tiny_text))
+    assert_refused(outcome, "10,0")
+    assert len(outcome.err) < 80 * 8
