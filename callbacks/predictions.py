@@ -11,6 +11,7 @@ import lightning as L
 from lightning.pytorch.callbacks import BasePredictionWriter
 
 from callbacks.console import say
+from models.metrics import evaluation_of
 
 
 def unfinished(path: Path) -> Path:
@@ -50,10 +51,10 @@ class Predictions(BasePredictionWriter):
         """Write a batch's sequences, in text too where the data has characters."""
         assert self._file
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        slice_name = data.slice_names("test")[dataloader_idx]
+        names = evaluation_of(data, "test").slice_names(len(trainer.num_predict_batches))
         columns = {name: tensor.tolist() for name, tensor in prediction.items()}
         for values in zip(*columns.values(), strict=True):
-            row = {"slice": slice_name} | dict(zip(columns, values, strict=True))
+            row = {"slice": names[dataloader_idx]} | dict(zip(columns, values, strict=True))
             if hasattr(data, "decode"):
                 row["text"] = {name: data.decode(row[name]) for name in ("inputs", "predictions")}
             self._file.write(json.dumps(row) + "\n")

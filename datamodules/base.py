@@ -194,6 +194,10 @@ class TaskData(L.LightningDataModule):
         """Names of the loaders that val_dataloader ("validate") or test_dataloader ("test") returns, in order."""
         return [stream.name for stream in self.eval_streams(stage)]
 
+    def evaluation(self, stage: str) -> dict[str, Any]:
+        """How a stage is measured: by which metrics, over which slices, and what stands for them all."""
+        return {"metrics": self.metrics, "slices": self.slice_names(stage), "headline": self.headline}
+
     @property
     def description(self) -> dict[str, Any]:
         """What the task is, in plain values, for a run's record."""

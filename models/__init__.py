@@ -1,5 +1,6 @@
 """Language models that grow, and the baseline they are measured against."""
 
+from models.base import LanguageModel
 from models.palm import Palm
 from models.potatolm import PotatoLM
 from models.sparse_rnn.model import SparseRNN
@@ -7,4 +8,4 @@ from models.tokenformer import TokenFormer
 from models.trajectory.model import TrajectoryLM
 from models.transformer import Transformer
 
-__all__ = ["Palm", "PotatoLM", "SparseRNN", "TokenFormer", "TrajectoryLM", "Transformer"]
+__all__ = ["LanguageModel", "Palm", "PotatoLM", "SparseRNN", "TokenFormer", "TrajectoryLM", "Transformer"]

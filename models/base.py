@@ -30,7 +30,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from models.layers import Layer, check_positive, rms_norm
-from models.metrics import IGNORED, EvalMetrics
+from models.metrics import IGNORED, EvalMetrics, Evaluation, evaluation_of
 from models.optim import Optim, build_optimizer, grad_norm, lr_scale, reapply
 
 Batch = tuple[Tensor, Tensor]
@@ -85,7 +85,9 @@ class LanguageModel(L.LightningModule):
         self.tokens_seen = 0
         self.flops_spent = 0.0
         self.seed = 0
-        self._eval_metrics: list[EvalMetrics] = []
+        self._evaluation = Evaluation()
+        self._slice_names: list[str] = []
+        self._eval_metrics: list[EvalMetrics] = []  # of each slice
 
     # Forward -------------------------------------------------------------------------------------------------------
 
@@ -208,7 +210,7 @@ class LanguageModel(L.LightningModule):
         tokens = batch[0].numel() * self.trainer.world_size
         self.tokens_seen += tokens
         self.flops_spent += float(TRAINING_FLOPS * self.flops_per_token(batch[0].size(1)) * tokens)
-        every = getattr(self.trainer, "log_every_n_steps", 0)
+        every = cast(Any, self.trainer).log_every_n_steps
         if every and (self.trainer.global_step + 1) % every == 0:
             self.log("train/loss", loss.detach(), prog_bar=True, sync_dist=True)  # the mean over all processes
         return loss
@@ -244,13 +246,12 @@ class LanguageModel(L.LightningModule):
 
     # Evaluation ----------------------------------------------------------------------------------------------------
 
-    def _task(self, name: str, default: Any) -> Any:
-        return getattr(getattr(self.trainer, "datamodule", None), name, default)
-
-    def _start_evaluation(self, stage: str) -> None:
-        slice_names = self._task("slice_names", lambda stage: ["all"])(stage)
-        names = self._task("metrics", ("bits_per_char", "accuracy"))
-        self._eval_metrics = [EvalMetrics(names, self.vocab_size, self.device) for _ in slice_names]
+    def _start_evaluation(self, stage: str, num_loaders: int) -> None:
+        self._evaluation = evaluation_of(cast(Any, self.trainer).datamodule, stage)
+        self._slice_names = self._evaluation.slice_names(num_loaders)
+        self._eval_metrics = [
+            EvalMetrics(self._evaluation.metrics, self.vocab_size, self.device) for _ in self._slice_names
+        ]
 
     def evaluate(self, batch: Batch, slice_idx: int, free_running: bool = False) -> None:
         """Add a batch to the metrics of its slice."""
@@ -259,14 +260,13 @@ class LanguageModel(L.LightningModule):
         free = self.free_running(batch) if free_running else None
         self._eval_metrics[slice_idx].update(logits_NV, targets_BT, free)
 
-    def _finish_evaluation(self, stage: str, prefix: str) -> None:
-        slice_names = self._task("slice_names", lambda stage: ["all"])(stage)
+    def _finish_evaluation(self, prefix: str) -> None:
         results = [metrics.compute() for metrics in self._eval_metrics]
-        headline = results[:1] if self._task("headline", "mean") == "first" else results
+        headline = results[:1] if self._evaluation.headline == "first" else results
         for name in results[0]:
             self.log(f"{prefix}/{name}", sum(r[name] for r in headline) / len(headline), prog_bar=name == "loss")
-            if len(slice_names) > 1:
-                for slice_name, result in zip(slice_names, results, strict=True):
+            if len(results) > 1:
+                for slice_name, result in zip(self._slice_names, results, strict=True):
                     self.log(f"{prefix}/{name}/{slice_name}", result[name])
 
     def free_running(self, batch: Batch) -> Tensor:
@@ -284,7 +284,7 @@ class LanguageModel(L.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Begin with empty metrics, one set a slice."""
-        self._start_evaluation("validate")
+        self._start_evaluation("validate", len(self.trainer.num_val_batches))
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Add a batch to its slice's metrics."""
@@ -292,19 +292,19 @@ class LanguageModel(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log val/*: the headline and, where there are several slices, each of them."""
-        self._finish_evaluation("validate", "val")
+        self._finish_evaluation("val")
 
     def on_test_epoch_start(self) -> None:
         """Begin with empty metrics, one set a slice."""
-        self._start_evaluation("test")
+        self._start_evaluation("test", len(self.trainer.num_test_batches))
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Add a batch to its slice's metrics."""
-        self.evaluate(batch, dataloader_idx, "free_running_exact_match" in self._task("metrics", ()))
+        self.evaluate(batch, dataloader_idx, "free_running_exact_match" in self._evaluation.metrics)
 
     def on_test_epoch_end(self) -> None:
         """Log test/*, as in validation."""
-        self._finish_evaluation("test", "test")
+        self._finish_evaluation("test")
 
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         """The batch with the likeliest token at every position."""

@@ -7,6 +7,9 @@ right for uneven last batches and under DDP.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +18,8 @@ from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
 IGNORED = -100  # target of a position that is not scored
+METRICS = ("bits_per_char", "accuracy", "exact_match", "free_running_exact_match")
+Headline = Literal["mean", "first"]
 
 
 class CrossEntropy(Metric):
@@ -72,10 +77,53 @@ class ExactMatch(Metric):
         return self.matched / self.rows
 
 
-class EvalMetrics:
-    """What one slice of a split is measured by; `names` as a DataModule lists them, the loss always among them."""
+@dataclass(frozen=True)
+class Evaluation:
+    """How a split is measured.
 
-    def __init__(self, names: tuple[str, ...], vocab_size: int, device: torch.device) -> None:
+    Attributes:
+        metrics: Names of `METRICS`, beside the loss, which is always measured.
+        slices: Names of the split's loaders, in order; where there are none, loaders are numbered.
+        headline: What stands for the whole of several slices: their mean, or the first.
+    """
+
+    metrics: Sequence[str] = ("bits_per_char", "accuracy")
+    slices: Sequence[str] = ()
+    headline: Headline = "mean"
+
+    def __post_init__(self) -> None:
+        """Raise ValueError naming what is unknown."""
+        for name in self.metrics:
+            if name not in METRICS:
+                raise ValueError(f"no such metric: {name}; choose among {', '.join(METRICS)}")
+        if self.headline not in get_args(Headline):
+            raise ValueError(f"no such headline: {self.headline}; choose {' or '.join(get_args(Headline))}")
+
+    def slice_names(self, num_loaders: int) -> list[str]:
+        """The names of so many loaders; ValueError if others are named."""
+        names = list(self.slices) or [str(number) for number in range(num_loaders)]
+        if len(names) != num_loaders:
+            raise ValueError(f"the slices {', '.join(names)} name {len(names)} loaders, and there are {num_loaders}")
+        return names
+
+
+@runtime_checkable
+class SaysEvaluation(Protocol):
+    """A DataModule that says how its splits are measured."""
+
+    def evaluation(self, stage: str) -> Mapping[str, Any]:
+        """The arguments of `Evaluation` for stage "validate" or "test"."""
+
+
+def evaluation_of(data: Any, stage: str) -> Evaluation:
+    """How a stage is measured: as the DataModule says, or by the defaults if it says nothing or there is none."""
+    return Evaluation(**data.evaluation(stage)) if isinstance(data, SaysEvaluation) else Evaluation()
+
+
+class EvalMetrics:
+    """What one slice of a split is measured by: the loss, and `names` of `METRICS`."""
+
+    def __init__(self, names: Sequence[str], vocab_size: int, device: torch.device) -> None:
         self.metrics: dict[str, Metric] = {"loss": CrossEntropy()}
         if "bits_per_char" in names:
             self.metrics["bits_per_char"] = BitsPerChar()

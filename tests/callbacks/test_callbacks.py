@@ -24,7 +24,7 @@ BATCH, SEQ_LEN = 4, 32
 
 
 class Letters(L.LightningDataModule):
-    vocab_size, metrics = len(CHARACTERS), ("bits_per_char", "accuracy")
+    vocab_size = len(CHARACTERS)
     description = {"task": "Letters", "characters": len(CHARACTERS)}  # noqa: RUF012
     vocabulary = CHARACTERS
 
@@ -42,8 +42,8 @@ class Letters(L.LightningDataModule):
 
     test_dataloader = predict_dataloader = val_dataloader
 
-    def slice_names(self, stage):
-        return ["short", "long"]
+    def evaluation(self, stage):
+        return {"slices": ("short", "long")}
 
     def encode(self, text):
         if unknown := set(text) - set(CHARACTERS):
