@@ -21,6 +21,7 @@ TRACEBACK_VARIABLE = "GREENHOUSE_TRACEBACK"  # set by a user who wants to see wh
 RUN_DIR_VARIABLE = "GREENHOUSE_RUN_DIR"  # tells the processes that the first one launches which folder it chose
 UTF8_VARIABLE = "PYTHONUTF8"
 ENCODING_VARIABLE = "PYTHONIOENCODING"
+NODE_VARIABLES = ("NODE_RANK", "GROUP_RANK")  # by hand, and of torchrun
 GPUS_VARIABLE = "CUDA_VISIBLE_DEVICES"
 RANK_VARIABLES = ("RANK", "SLURM_PROCID", "LOCAL_RANK")  # of torchrun, SLURM and Lightning's own launcher
 
@@ -49,6 +50,11 @@ def begin_in_utf8() -> None:
 def is_first_process() -> bool:
     """Whether this is the process of rank 0, as far as launchers have told."""
     return next((os.environ[name] for name in RANK_VARIABLES if name in os.environ), "0") == "0"
+
+
+def knows_its_node() -> bool:
+    """Whether a launcher, or a user by hand, has told which of several machines this is."""
+    return any(name in os.environ for name in NODE_VARIABLES)
 
 
 def announce_run_dir(run_dir: Path) -> None:

@@ -97,6 +97,8 @@ def unknown_option(option: str, known: Sequence[str], more: str) -> str:
 def explain(message: str, known: Sequence[str], help_command: str) -> str:
     """One sentence out of a parser's message: the option, what is wrong with it, the nearest known name."""
     message = re.sub(r"\x1b\[[0-9;]*m", "", message)
+    if ours := re.search(r"Call to compute_fn .* failed: (--.*)", message):
+        return ours.group(1)
     option, text = innermost(message)
     more = f" `{help_command}` lists the options"
     if unknown := re.search(r"[Uu]nrecognized arguments?: (\S+)", message):

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
-import re
 from pathlib import Path
 from typing import Any
 
 import yaml
-from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch import LightningDataModule
 
 from app.cli.mistakes import UsageError
 from app.run.checkpoints import hyper_parameters, model_name, vocabulary
@@ -16,14 +14,6 @@ from app.run.folders import run_dir_of
 from datamodules.char_text import shown
 from models.base import CHECKPOINT_KEY, LanguageModel
 from models.optim import Optim
-
-
-def trainer_mistake(error: Exception) -> str:
-    """What Lightning says of its Trainer's options, behind the first of them that it mentions."""
-    text = " ".join(str(error).split())
-    options = inspect.signature(Trainer).parameters
-    mentioned = [f"--trainer.{word}" for word in re.findall(r"\w+", text) if word in options]
-    return f"{mentioned[0] if mentioned else '--trainer'}: {text}"
 
 
 def refuse_linked(args: list[str]) -> None:

@@ -18,7 +18,6 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import StrategyRegistry
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import datamodules  # noqa: F401 - their classes become choices of --data
 import models  # noqa: F401 - and of --model
@@ -28,13 +27,13 @@ from app.cli.mistakes import ParserError, UsageError, explained
 from app.cli.options import with_dashes
 from app.machine import announce_run_dir, announced_run_dir, is_first_process
 from app.run.checkpoints import read_checkpoint
+from app.run.checks import check_groups, check_launched, check_trainer, explaining, whole_seed
 from app.run.configuration import (
     check_fits,
     check_optimizer,
     check_steps,
     configuration_of,
     refuse_linked,
-    trainer_mistake,
 )
 from app.run.folders import (
     AUTO,
@@ -81,6 +80,7 @@ TRAINER_DEFAULTS: dict[str, Any] = {
     "gradient_clip_val": 1.0,
     "use_distributed_sampler": False,
 }
+CALLBACK_GROUPS = {"growth": Growth, "samples": Samples, "checkpoints": Checkpoints}
 QUIET = (  # what libraries say about things that are as they should be
     r".*does not have many workers.*",
     r"The number of training batches .* is smaller than the logging interval.*",
@@ -136,22 +136,16 @@ class CLI(LightningCLI):
             "--ckpt_path", type=str | None, default=None, help="Checkpoint: a file, a run folder, last, best, or auto."
         )
         parser.add_class_arguments(Optim, "optim")
-        for callback, group in ((Growth, "growth"), (Samples, "samples"), (Checkpoints, "checkpoints")):
+        for group, callback in CALLBACK_GROUPS.items():
             parser.add_lightning_class_args(callback, group)
         parser.link_arguments("data.vocab_size", "model.init_args.vocab_size", apply_on="instantiate")
-        parser.link_arguments("seed_everything", "data.init_args.seed")
+        parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=whole_seed)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse, and refuse values that would fail later without a word of the option."""
         super().parse_arguments(parser, with_dashes(args, parser))
-        trainer = self.config["trainer"]
-        if not 0 <= int(self.config["seed_everything"]) < 2**32:
-            raise ValueError(f"--seed_everything {self.config['seed_everything']} is not between 0 and 2^32 - 1")
-        if trainer["val_check_interval"] is not None and trainer["val_check_interval"] <= 0:
-            raise ValueError(
-                f"--trainer.val_check_interval is {trainer['val_check_interval']}; it must be above 0 (no validation: "
-                "--trainer.limit_val_batches 0)"
-            )
+        check_groups(self.config, ("trainer", "optim", *CALLBACK_GROUPS))
+        check_trainer(self.config["trainer"])
 
     def before_instantiate_classes(self) -> None:
         """Decide on the run folder, and look into it for the checkpoint where that is `auto`."""
@@ -198,10 +192,10 @@ class CLI(LightningCLI):
         config["plugins"] = [*_as_list(config["plugins"]), AtomicCheckpointIO()]
         settled = RunFolder(self.run_dir, self.parser.dump(self.config, skip_none=False))
         config["callbacks"] = [settled, *_as_list(config["callbacks"]), *self._callbacks(config)]
-        try:
-            return super().instantiate_trainer(**config)
-        except (ValueError, MisconfigurationException) as error:
-            raise ValueError(trainer_mistake(error)) from error
+        with explaining(self.config_init["trainer"]):
+            trainer = super().instantiate_trainer(**config)
+        check_launched(trainer)
+        return trainer
 
     def _callbacks(self, config: dict[str, Any]) -> list[Any]:
         """All but those that are groups of options, which Lightning adds behind them."""
@@ -210,9 +204,14 @@ class CLI(LightningCLI):
             enable_version_counter=False,
         )  # fmt: skip
         watching = [Throughput(), ScalingCurves(), Record(typed_arguments()), Narrator()]
-        rich = [ModelSummary(max_depth=2), ProgressBar()] if sys.stdout.isatty() else []
-        if not rich:  # lines of text instead of a bar that nobody sees
-            config["enable_progress_bar"] = config["enable_model_summary"] = False
+        rich = []
+        for name, callback in (
+            ("enable_model_summary", ModelSummary(max_depth=2)),
+            ("enable_progress_bar", ProgressBar()),
+        ):
+            if config[name] is None:  # lines of text instead of a bar that nobody sees
+                config[name] = sys.stdout.isatty()
+            rich += [callback] if config[name] else []
         return [*watching, *rich, Predictions(), *([best] if self.verb == "fit" else [])]
 
     def _resumed_step(self) -> int | None:
@@ -230,10 +229,8 @@ class CLI(LightningCLI):
         if self.verb in ("validate", "test"):
             kwargs["verbose"] = False  # the Narrator's table is the one to read
         path = str(self.checkpoint_path) if self.checkpoint_path else None
-        try:
+        with explaining(self.config_init["trainer"]):
             getattr(self.trainer, self.verb)(self.model, datamodule=self.datamodule, ckpt_path=path, **kwargs)
-        except MisconfigurationException as error:
-            raise ValueError(trainer_mistake(error)) from error
 
     def after_instantiate_classes(self) -> None:
         """Refuse a checkpoint of another model or vocabulary."""

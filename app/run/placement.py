@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import lightning as L
+from lightning.pytorch.profilers import PassThroughProfiler
 
 from app.run.folders import CONFIG
 from callbacks.atomic import write_text
 from callbacks.lightning_internals import use_run_folder
+
+PROFILE = "profile"  # in the names of a profiler's files
+
+
+def keep_profile(trainer: L.Trainer, folder: Path) -> None:
+    """Let the profiler, if there is one, write its report into the folder, unless it has a place of its own."""
+    profiler: Any = trainer.profiler  # type: ignore[attr-defined]
+    if not isinstance(profiler, PassThroughProfiler):
+        profiler.filename = profiler.filename or PROFILE
+        profiler.dirpath = profiler.dirpath or folder
 
 
 class RunFolder(L.Callback):
@@ -29,6 +41,7 @@ class RunFolder(L.Callback):
         """Settle on the first process's folder; write the configuration of a new run."""
         self.folder = Path(trainer.strategy.broadcast(str(self.folder)))
         use_run_folder(trainer, self.folder)
+        keep_profile(trainer, Path() if trainer.fast_dev_run else self.folder)  # whose folder does not stay
         if stage == "fit" and trainer.is_global_zero and not (self.folder / CONFIG).exists():
             write_text(self.folder / CONFIG, self.configuration)
 

@@ -102,6 +102,8 @@ def scratch(tiny, tmp_path_factory) -> Path:
     Path("gbk.txt").write_bytes("中文文本, 一二三。\n".encode("gbk") * 100)
     Path("utf16.txt").write_bytes("a text".encode("utf-16"))
     Path("unknown_key.yaml").write_text("trainer: {max_stepz: 3}\n")
+    Path("null_trainer.yaml").write_text("trainer: null\n")
+    Path("number_optim.yaml").write_text("optim: 3\n")
     Path("list.yaml").write_text("[1, 2]\n")
     Path("broken.yaml").write_text("trainer: [\n")
     Path("twice.yaml").write_text("optim:\n  beta1: 0.5\n  beta2: 0.6\n  beta1: 0.7\n")
@@ -396,6 +398,12 @@ def test_a_closed_pipe_is_no_mistake(alone):
 
 # Mistakes: one line that names the option, exit code 2, nothing written -----------------------------------------------
 
+
+def twice(callback: str) -> str:
+    """Options that add a callback two times, each told apart from ours."""
+    return 2 * f" --trainer.callbacks+={callback} --trainer.callbacks.monitor=train/loss"
+
+
 MISTAKES = {
     # what is asked for: what the message must say
     "fot": ("unknown verb 'fot'", "'fit'"),
@@ -455,6 +463,31 @@ MISTAKES = {
     "TINY --trainer.max_steps -5": ("--trainer.max_steps",),
     "TINY --trainer.val_check_interval 0": ("--trainer.val_check_interval",),
     "TINY --trainer.devices 0": ("--trainer.devices",),
+    # of Lightning's Trainer: what it takes without a word, and what it refuses in many ways
+    "TINY --trainer.val_check_interval 00:00:05": ("--trainer.val_check_interval is 00:00:05", "batches above 0"),
+    "TINY --trainer.accumulate_grad_batches 0": ("--trainer.accumulate_grad_batches is 0", "at least 1"),
+    "TINY --trainer.check_val_every_n_epoch 0": ("--trainer.check_val_every_n_epoch is 0", "at least 1"),
+    "TINY --trainer.gradient_clip_val -1": ("--trainer.gradient_clip_val is -1", "at least 0"),
+    "TINY --trainer.gradient_clip_val .nan": ("--trainer.gradient_clip_val is nan", "at least 0"),
+    "TINY --trainer.log_every_n_steps 0": ("--trainer.log_every_n_steps is 0", "at least 1"),
+    "TINY --trainer.limit_train_batches 0": ("--trainer.limit_train_batches is 0", "above 0"),
+    "TINY --trainer.num_sanity_val_steps -2": ("--trainer.num_sanity_val_steps is -2", "at least -1"),
+    "TINY --trainer.min_steps 100": ("--trainer.min_steps 100", "--trainer.max_steps 12"),
+    "TINY --trainer.max_epochs 0": ("--trainer.max_epochs 0", "-1"),
+    "TINY --trainer.default_root_dir here": ("--trainer.default_root_dir", "--run_dir"),
+    "TINY --trainer.enable_checkpointing false": ("--trainer.enable_checkpointing false", "leave it out"),
+    "TINY --trainer.barebones true": ("--trainer.barebones true", "bench"),
+    "TINY --trainer.model_registry x": ("--trainer.model_registry",),
+    "TINY --trainer.num_nodes 2": ("--trainer.num_nodes 2", "torchrun", "NODE_RANK"),
+    "TINY --trainer.accelerator tpu": ("--trainer.accelerator tpu", "torch_xla"),
+    "TINY --trainer.devices abc": ("--trainer.devices abc",),
+    "TINY --trainer.max_time x": ("--trainer.max_time x", "DD:HH:MM:SS"),
+    "TINY --trainer.profiler x": ("--trainer.profiler x", "'simple'"),
+    "TINY --trainer.strategy deepspeed": ("--trainer.strategy deepspeed", "pip install"),
+    f"TINY {twice('ModelCheckpoint')}": ("--trainer.callbacks", "more than one", "ModelCheckpoint"),
+    "TINY --seed_everything true": ("--seed_everything true is no number",),
+    "TINY --config null_trainer.yaml": ("trainer: None in --config", "{NAME: VALUE}"),
+    "TINY --config number_optim.yaml": ("optim: 3 in --config", "{NAME: VALUE}"),
     "TINY --trainer.strategy fsdp3": ("--trainer.strategy",),
     "TINY --samples.prompt Ω": ("--samples.prompt", "Ω"),
     # growth

@@ -1,0 +1,91 @@
+"""Options of Lightning's Trainer: each is honoured or refused by name, and what Lightning says names the option."""
+
+import inspect
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from app.run.checks import ABOVE_0, FROM, LIMITS, NEVER, NOT_HERE, check_launched, explaining
+from tests.app.test_cli import assert_refused, call, tiny  # noqa: F401 - a fixture among them
+
+HONOURED = {  # by Lightning, or by us, whatever their value; Lightning itself refuses values that make no sense
+    "accelerator", "benchmark", "callbacks", "detect_anomaly", "deterministic", "devices", "enable_autolog_hparams",
+    "enable_model_summary", "enable_progress_bar", "fast_dev_run", "gradient_clip_algorithm", "inference_mode",
+    "limit_predict_batches", "limit_test_batches", "limit_val_batches", "logger", "max_steps", "max_time", "num_nodes",
+    "overfit_batches", "plugins", "precision", "profiler", "reload_dataloaders_every_n_epochs", "strategy",
+    "sync_batchnorm", "use_distributed_sampler",
+}  # fmt: skip
+
+
+class Terminal(StringIO):
+    """Standard output where a person looks on."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_every_option_of_the_trainer_has_been_judged():
+    refused = FROM.keys() | ABOVE_0.keys() | NOT_HERE.keys() | NEVER.keys() | {name for pair in LIMITS for name in pair}
+    assert refused | HONOURED == set(inspect.signature(Trainer).parameters)
+
+
+@pytest.mark.parametrize(("option", "shown"), [("enable_progress_bar", "training"), ("enable_model_summary", "Params")])
+@pytest.mark.parametrize(("out", "default"), [(StringIO, False), (Terminal, True)])
+def test_bar_and_summary_are_shown_to_whom_it_may_concern(tiny, tmp_path, monkeypatch, option, shown, out, default):  # noqa: F811
+    monkeypatch.chdir(tmp_path)
+    quick = f"{tiny} --trainer.max_steps 1 --trainer.logger false"
+    assert (shown in call(quick, out()).out) is default
+    assert (shown in call(f"{quick} --trainer.{option} {str(not default).lower()}", out()).out) is not default
+
+
+@pytest.mark.parametrize("profiler", ["simple", "advanced"])
+def test_a_profile_lies_in_the_run_folder(tiny, tmp_path, monkeypatch, profiler):  # noqa: F811
+    monkeypatch.chdir(tmp_path)
+    assert call(f"{tiny} --trainer.max_steps 2 --trainer.profiler {profiler} --run_dir runs/x").code == 0
+    assert "run_training_batch" in Path("runs/x/fit-profile.txt").read_text(encoding="utf-8")
+
+
+def test_a_profile_of_a_trial_stays_though_its_folder_does_not(tiny, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.chdir(tmp_path)
+    assert call(f"{tiny} --trainer.fast_dev_run true --trainer.profiler simple").code == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["fit-profile.txt"]
+
+
+def test_a_metric_that_is_never_logged_is_told_as_a_mistake_when_it_is_looked_for(tiny, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.chdir(tmp_path)
+    outcome = call(f"{tiny} --trainer.callbacks+=EarlyStopping --trainer.callbacks.monitor=val/los")
+    assert_refused(outcome, "--trainer.callbacks: ", "`val/los`", "`val/loss`")
+
+
+def test_several_machines_are_waited_for_where_a_launcher_starts_them(monkeypatch):
+    trainer = Trainer(num_nodes=2, accelerator="cpu", devices=1, logger=False)
+    with pytest.raises(ValueError, match=r"--trainer.num_nodes 2: nothing starts"):
+        check_launched(trainer)
+    monkeypatch.setenv("NODE_RANK", "0")
+    check_launched(trainer)
+
+
+def raised_in_lightning() -> None:
+    EarlyStopping("val/loss", mode="sideways")
+
+
+def raised_here() -> None:
+    raise TypeError("a mistake of ours about accelerator")
+
+
+def test_what_lightning_says_names_the_option_and_faults_of_ours_pass():
+    with pytest.raises(ValueError, match=r"^--trainer.callbacks: `mode` can be"), explaining({}):
+        raised_in_lightning()
+    with pytest.raises(TypeError, match="a mistake of ours"), explaining({}):
+        raised_here()
+    with (
+        pytest.raises(ValueError, match=r"^--trainer.max_time soon: not a duration: Soon"),
+        explaining({"max_time": "soon", "strategy": "auto"}),
+    ):
+        raise MisconfigurationException("not a duration: Soon")
+    with pytest.raises(ValueError, match=r"^--trainer: something else"), explaining({}):
+        raise MisconfigurationException("something\nelse")
