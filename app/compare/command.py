@@ -7,7 +7,6 @@ rate and seed. What needs PyTorch is imported by the functions that use it.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,8 @@ from app.cli.checks import at_least_one, unique, unique_seeds
 from app.cli.groups import OptionGroup
 from app.cli.invocation import command_line
 from app.cli.names import known_models
+from app.compare.grid import Grid, budget, widths
+from app.output.progress import announce
 from app.study.conduct import OURS, conduct, parsed
 from app.study.study import Study
 
@@ -62,20 +63,23 @@ def compare(
     Returns:
         0, or 1 if a run failed.
     """
+    at_least_one(workers=workers)
+    grid = Grid(
+        unique("models", known_models(models)), unique("tasks", TASKS if tasks is None else tasks), widths(d_models),
+        unique_seeds([1, 2, 3] if seeds is None else seeds), *budget(tokens, flops),
+        unique("learning_rates", [0.3, 1.0, 3.0] if learning_rates is None else learning_rates), validations, presets,
+        trainer.options,
+    )  # fmt: skip
+    if not print_commands:
+        announce(f"compare: {grid.num_runs} runs in {out}")
     from lightning.pytorch import Trainer
 
-    from app.compare.plan import Grid, check, extend, first_runs
+    from app.compare.plan import check_runs, extend, first_runs
 
-    at_least_one(validations=validations)
     parsed(Trainer, "trainer", trainer, HELP)
-    grid = Grid(
-        chosen_models(models), unique("tasks", TASKS if tasks is None else tasks), widths(d_models),
-        unique_seeds([1, 2, 3] if seeds is None else seeds), *budget(tokens, flops),
-        factors([0.3, 1.0, 3.0] if learning_rates is None else learning_rates), validations, presets, trainer.options,
-    )  # fmt: skip
-    check(grid)
+    check_runs(grid)
     study = Study("compare", command_line(), grid.plain(), first_runs(grid))
-    return conduct(study, out, workers, print_commands, conclude, lambda found: extend(found, grid))
+    return conduct(study, out, workers, print_commands, conclude, lambda study: extend(study, grid))
 
 
 def conclude(study: Study, out: Path, console: Any) -> None:
@@ -83,41 +87,6 @@ def conclude(study: Study, out: Path, console: Any) -> None:
     from app.compare.findings import chosen_runs, comparison_rows
     from app.compare.report import report_comparison
 
-    found = comparison_rows(study)
-    study.findings = {"chosen": chosen_runs(study), "rows": [row.plain() for row in found]}
-    report_comparison(study, found, out, console)
-
-
-# Options --------------------------------------------------------------------------------------------------------------
-
-
-def chosen_models(names: Sequence[str] | None) -> list[str]:
-    """The models; ValueError for one that does not exist, or stands twice."""
-    return unique("models", known_models(names))
-
-
-def widths(given: Sequence[int] | None) -> list[int]:
-    """The widths, 0 standing for that of the experiment file; ValueError for one below 1."""
-    for width in given or ():
-        if width < 1:
-            raise ValueError(f"--d_models {width} is no width; it must be at least 1")
-    return [0] if given is None else unique("d_models", given)
-
-
-def budget(tokens: float | list[float] | None, flops: float | list[float] | None) -> tuple[str, list[float]]:
-    """`tokens` or `flops`, and how many; ValueError unless just one of them is given, and above 0."""
-    if (tokens is None) == (flops is None):
-        raise ValueError("give one budget: --tokens, such as 1e6, or --flops, such as 1e12")
-    unit, given = ("flops", flops) if tokens is None else ("tokens", tokens)
-    values = unique(unit, given if isinstance(given, list) else [given])
-    if not all(0 < value < float("inf") for value in values):
-        raise ValueError(f"--{unit} {values} must be above 0")
-    return unit, values
-
-
-def factors(given: Sequence[float]) -> list[float]:
-    """The multiples of the learning rates; ValueError for one that is not above 0."""
-    values = unique("learning_rates", given)
-    if not all(0 < value < float("inf") for value in values):
-        raise ValueError(f"--learning_rates {values} must be above 0; they multiply those of the experiment file")
-    return values
+    rows = comparison_rows(study)
+    study.findings = {"chosen": chosen_runs(study), "rows": [row.plain() for row in rows]}
+    report_comparison(study, rows, out, console)

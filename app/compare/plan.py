@@ -6,9 +6,8 @@ first tries all learning rates; the others follow when it has chosen.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Sequence
+from dataclasses import fields
 from functools import cache
 from itertools import islice
 from pathlib import Path
@@ -18,6 +17,7 @@ import torch
 
 from app.cli.mistakes import check_known
 from app.compare.findings import LABELS, best_factor
+from app.compare.grid import Grid
 from app.output.numbers import short
 from app.study.experiments import Experiment, read_experiment
 from app.study.study import Planned, Study
@@ -28,43 +28,6 @@ from models.optim import Optim
 RATES = [field.name for field in fields(Optim) if field.name.endswith("learning_rate")]
 SAMPLED = 64  # batches that a step's cost is the mean of
 TEST_ALONE = {"90/10": "90/5/5"}  # splits that validate on what they test on, and what to take in their place
-
-
-@dataclass(frozen=True)
-class Grid:
-    """All that is compared: names and values of the verb's options, checked.
-
-    Attributes:
-        models: Their names.
-        tasks: Folders of experiment files.
-        d_models: Widths; 0 for the file's own.
-        seeds: The first chooses the learning rate.
-        unit: Unit of the budgets, `tokens` or `flops`.
-        budgets: Budgets, one of which each run has.
-        factors: Multiples of the learning rates.
-        validations: Validations in each run.
-        presets: Folder of the experiment files.
-        trainer: What is passed on to every fit, as typed.
-    """
-
-    models: list[str]
-    tasks: list[str]
-    d_models: list[int]
-    seeds: list[int]
-    unit: str
-    budgets: list[float]
-    factors: list[float]
-    validations: int
-    presets: Path
-    trainer: tuple[str, ...]
-
-    def plain(self) -> dict[str, Any]:
-        """As it stands in the study's file."""
-        return asdict(self) | {"presets": str(self.presets)}
-
-    def groups(self) -> Iterator[tuple[str, str, int, float]]:
-        """Task, model, width and budget of what is compared, each over learning rates and seeds."""
-        return itertools.product(self.tasks, self.models, self.d_models, self.budgets)
 
 
 # Experiment files -----------------------------------------------------------------------------------------------------
@@ -141,12 +104,10 @@ def steps(grid: Grid, task: str, model: str, d_model: int, budget: float) -> int
     return number
 
 
-def check(grid: Grid) -> None:
+def check_runs(grid: Grid) -> None:
     """Raise ValueError if anything of the grid cannot be run."""
-    if not grid.presets.is_dir():
-        raise ValueError(f"--presets {grid.presets} is no folder; name one with files TASK/*.yaml")
-    for task, model, d_model, budget in grid.groups():
-        steps(grid, task, model, d_model, budget)
+    for group in grid.groups():
+        steps(grid, *group)
 
 
 # Runs -----------------------------------------------------------------------------------------------------------------

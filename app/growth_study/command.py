@@ -16,6 +16,7 @@ from app.cli.groups import OptionGroup
 from app.cli.invocation import command_line
 from app.cli.mistakes import check_known
 from app.growth_study.plan import GROUPS, RECIPES, Scale, plan_corpus
+from app.output.progress import announce
 from app.study.conduct import OURS, conduct, parsed
 from app.study.study import Planned, Study
 
@@ -75,11 +76,21 @@ def growth_study(
     Returns:
         0, or 1 if a run failed.
     """
-    scale = checked_scale(
-        {"model": model, "data": data, "optim": optim, "trainer": trainer}, steps, first_fraction,
-        scratch_budgets or [0.5, 0.7, 1.0, 1.4], rewarm_steps, (validations, val_batches, test_batches),
+    at_least_one(
+        steps=steps, validations=validations, val_batches=val_batches, test_batches=test_batches, workers=workers
+    )
+    texts, all_seeds = unique("corpora", corpora or CORPORA), unique_seeds(seeds or [1, 2, 3])
+    names, budgets = chosen(recipes), sorted(unique("scratch_budgets", scratch_budgets or [0.5, 0.7, 1.0, 1.4]))
+    check_amounts(first_fraction, budgets, rewarm_steps)
+    if not print_commands:
+        runs = len(texts) * len(all_seeds) * (len(names) + len(budgets) + 1)
+        announce(f"growth-study: {runs} runs in {out}")
+    scale = scale_of(
+        {"model": model, "data": data, "optim": optim, "trainer": trainer}, first_fraction,
+        steps=steps, scratch_budgets=tuple(budgets), rewarm_steps=rewarm_steps, validations=validations,
+        val_batches=val_batches, test_batches=test_batches,
     )  # fmt: skip
-    plan = whole_plan(scale, unique("corpora", corpora or CORPORA), unique_seeds(seeds or [1, 2, 3]), chosen(recipes))
+    plan = whole_plan(scale, texts, all_seeds, names)
     options = {"scale": asdict(scale), "corpora": corpora, "seeds": seeds, "recipes": recipes}
     study = Study("growth-study", command_line(), options, plan)
     return conduct(study, out, workers, print_commands, conclude)
@@ -105,10 +116,17 @@ def chosen(recipes: Sequence[str] | None) -> list[str]:
     return unique("recipes", recipes or list(RECIPES))
 
 
-def checked_scale(
-    groups: Mapping[str, OptionGroup], steps: int, first_fraction: float, budgets: Sequence[float], rewarm_steps: int,
-    counts: tuple[int, int, int],
-) -> Scale:  # fmt: skip
+def check_amounts(first_fraction: float, budgets: Sequence[float], rewarm_steps: int) -> None:
+    """Raise ValueError, naming the option, for an amount out of its range."""
+    if rewarm_steps < 0:
+        raise ValueError(f"--rewarm_steps is {rewarm_steps}; it must be 0 (off) or more")
+    if not 0 < first_fraction < 1:
+        raise ValueError(f"--first_fraction is {first_fraction}; it must be between 0 and 1")
+    if min(budgets) <= 0 or 1 not in budgets:
+        raise ValueError(f"--scratch_budgets {list(budgets)} must be above 0 and hold 1, the budget of the grown runs")
+
+
+def scale_of(groups: Mapping[str, OptionGroup], first_fraction: float, **amounts: Any) -> Scale:
     """The size of the study; ValueError, naming the option, where one will not do."""
     from lightning.pytorch import Trainer
 
@@ -116,13 +134,6 @@ def checked_scale(
     from models import TokenFormer
     from models.optim import Optim
 
-    at_least_one(steps=steps, validations=counts[0], val_batches=counts[1], test_batches=counts[2])
-    if rewarm_steps < 0:
-        raise ValueError(f"--rewarm_steps is {rewarm_steps}; it must be 0 (off) or more")
-    if not 0 < first_fraction < 1:
-        raise ValueError(f"--first_fraction is {first_fraction}; it must be between 0 and 1")
-    if min(budgets) <= 0 or 1 not in budgets:
-        raise ValueError(f"--scratch_budgets {list(budgets)} must be above 0 and hold 1, the budget of the grown runs")
     kinds = {"model": TokenFormer, "data": CharText, "optim": Optim, "trainer": Trainer}
     model, data, optim, _ = (parsed(kind, name, groups[name], HELP) for name, kind in kinds.items())
     TokenFormer(vocab_size=2, **model)
@@ -130,8 +141,7 @@ def checked_scale(
     first = {group: max(1, round(first_fraction * model[group])) for group in GROUPS}
     if any(first[group] >= model[group] for group in GROUPS):
         raise ValueError(f"--first_fraction {first_fraction}: the first sizes {first} are the final ones already")
-    sorted_budgets = tuple(sorted(unique("scratch_budgets", budgets)))
-    return Scale(model, data, optim, groups["trainer"].options, first, steps, sorted_budgets, rewarm_steps, *counts)
+    return Scale(model, data, optim, groups["trainer"].options, first, **amounts)
 
 
 def whole_plan(scale: Scale, corpora: Sequence[str], seeds: Sequence[int], names: Sequence[str]) -> list[Planned]:

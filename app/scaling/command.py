@@ -11,6 +11,7 @@ from pathlib import Path
 
 from app.cli.checks import check_folder, check_seed
 from app.cli.invocation import command_line
+from app.output.progress import announce, say
 from app.output.tables import new_console
 
 MIN_RESAMPLES = 100  # fewer do not fill the ends of an interval
@@ -55,10 +56,11 @@ def scaling(
         raise ValueError(f"RUNS {', '.join(map(str, runs))}: no record.json in them; train with `python -m app fit`")
     points, used, skipped = collect(gathered, metric)
     for line in skipped:
-        console.print(f"skipped {line}", markup=False, highlight=False, soft_wrap=True)
+        say(console, f"skipped {line}")
     if not points:
         raise ValueError(f"RUNS have no run to fit: {len(skipped)} skipped, {skipped[0]}")
-    surveys = surveys_of(points, level=intervals, resamples=resamples, seed=seed)
+    announce(f"scaling: laws of {metric} in {len(points)} runs, each fitted {resamples + 1} times")
+    surveys = surveys_of(points, console, level=intervals, resamples=resamples, seed=seed)
     if all(isinstance(law.fitted, str) for survey in surveys for law in survey.attempts):
         reasons = (f"{s.model}: {'; '.join(str(law.fitted) for law in s.alone.values())}" for s in surveys)
         raise ValueError(f"RUNS allow no law; {' | '.join(reasons)}; add runs of other sizes or lengths")
@@ -68,7 +70,7 @@ def scaling(
         options = {"metric": metric, "intervals": intervals, "resamples": resamples, "seed": seed}
         findings = {"skipped": skipped, "models": [survey.plain() for survey in surveys]}
         write(out, surveys, study_of("scaling", command_line(), options, used, findings), tensorboard)
-        console.print(f"results in {out}", markup=False, highlight=False)
+        say(console, f"results in {out}")
     return 0
 
 

@@ -12,9 +12,11 @@ from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
 import numpy as np
+from rich.console import Console
 
 from app.output.intervals import Interval
 from app.output.numbers import four_digits, short
+from app.output.progress import Tell, steps
 from app.scaling.forecasts import Forecast, Frontier, frontier, left_out, next_size
 from app.scaling.law import HIGH, LOW, NAMES, UNDETERMINED, Fit, at_edge, check, fit, size_classes
 from app.scaling.points import Point
@@ -152,16 +154,23 @@ def attempt(variables: Sequence[str], at: str, points: Sequence[Point], options:
     return Attempt(*known, or_reason(left_out, sizes, losses, **options), or_reason(next_size, fitted, sizes))
 
 
-def survey(model: str, points: Sequence[Point], **options: Any) -> Survey:
+def survey(model: str, points: Sequence[Point], tell: Tell, **options: Any) -> Survey:
     """All laws of one model's runs.
 
     Args:
         model: Its name.
         points: Its runs, one or more.
+        tell: Is called with a line about each law that was tried.
         options: `level`, `resamples` and `seed` of `fit`.
     """
-    alone = {variable: attempt(variable, *slice_for(points, variable), options) for variable in FIELDS}
-    joint = attempt(tuple(FIELDS), "", points, options)
+
+    def tried(variables: Sequence[str], at: str, points: Sequence[Point]) -> Attempt:
+        law = attempt(variables, at, points, options)
+        tell(f"{model}, {law.name}")
+        return law
+
+    alone = {variable: tried(variable, *slice_for(points, variable)) for variable in FIELDS}
+    joint = tried(tuple(FIELDS), "", points)
     edge: Frontier | str = "it needs L(N, D)"
     if isinstance(joint.fitted, Fit):
         sizes, flops = sizes_of(points, tuple(FIELDS)), [point.flops for point in points]
@@ -169,10 +178,11 @@ def survey(model: str, points: Sequence[Point], **options: Any) -> Survey:
     return Survey(model, tuple(points), alone, joint, edge)
 
 
-def surveys_of(points: Sequence[Point], **options: Any) -> list[Survey]:
-    """The laws of each model, in the order of the models' names."""
+def surveys_of(points: Sequence[Point], console: Console | None = None, **options: Any) -> list[Survey]:
+    """The laws of each model, in the order of the models' names; the console, if there is one, hears of each."""
     models = sorted({point.model for point in points})
-    return [survey(model, [point for point in points if point.model == model], **options) for model in models]
+    with steps((len(FIELDS) + 1) * len(models), console or Console(quiet=True)) as tell:
+        return [survey(model, [point for point in points if point.model == model], tell, **options) for model in models]
 
 
 # Words ----------------------------------------------------------------------------------------------------------------

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from app.cli.checks import at_least_one
 from app.cli.mistakes import explained
 from app.cli.options import OptionGroup, Parser
 from app.output.tables import WIDE, new_console
@@ -60,22 +59,17 @@ def conduct(
     from app.run.folders import held
     from app.study.processes import default_workers, execute, plain_commands, resumed, stopped_by_sigterm
 
-    at_least_one(workers=1 if workers is None else workers)
     if print_commands:
         extend(resumed(study, out))
         print(plain_commands(study.plan, out))
         return 0
     console = new_console(WIDE)
-
-    def tell(line: str) -> None:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
-
     failures: list[str] = []
     with held(out, "--out"), stopped_by_sigterm():
         tried: set[str] = set()
         while new := [run for run in extended(study, out, extend).plan if run.name not in tried]:
             study.save(out)
-            failures += execute(study, new, out, workers or default_workers(), tell)
+            failures += execute(study, new, out, workers or default_workers(), console)
             tried |= {run.name for run in new}
         conclude(study, out, console)
         study.save(out)

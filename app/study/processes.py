@@ -13,7 +13,7 @@ import shlex
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import wait
@@ -22,14 +22,16 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
+from rich.console import Console
+
 from app.cli.invocation import carried_out
 from app.machine import num_cores, num_gpus, only_gpu
+from app.output.progress import steps
 from app.run.folders import AUTO
 from app.study.study import STUDY_FILE, Planned, Record, Study, compact, read_study
 from callbacks.record_file import RECORD, last_checkpoint, read_record
 
 LOGS = "logs"
-Tell = Callable[[str], Any]
 
 
 def record_of(folder: Path) -> Record | None:
@@ -167,7 +169,7 @@ def difference(old: list[str], new: list[str]) -> str:
     return " ".join(o for o in old if o not in new) + " -> " + " ".join(o for o in new if o not in old)
 
 
-def execute(study: Study, runs: Sequence[Planned], folder: Path, workers: int, tell: Tell) -> list[str]:
+def execute(study: Study, runs: Sequence[Planned], folder: Path, workers: int, console: Console) -> list[str]:
     """Carry out `runs` of the study below `folder`, `workers` side by side; the study is saved after each.
 
     Returns a line for each run that failed. A run that diverged is an outcome, with a record, and no failure. On
@@ -178,16 +180,15 @@ def execute(study: Study, runs: Sequence[Planned], folder: Path, workers: int, t
     active: list[Active] = []
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["app.run.fit"])
-    total, done = len(todo), 0
     try:
-        while todo or active:
-            while todo and len(active) < workers:
-                active.append(begin(todo.pop(0), folder, context, active, workers))
-            wait([job.process.sentinel for job in active])
-            for job in [job for job in active if not job.process.is_alive()]:
-                active.remove(job)
-                done += 1
-                tell(f"{done}/{total} {finish(job, study, folder, failures)}")
+        with steps(len(todo), console) as tell:
+            while todo or active:
+                while todo and len(active) < workers:
+                    active.append(begin(todo.pop(0), folder, context, active, workers))
+                wait([job.process.sentinel for job in active])
+                for job in [job for job in active if not job.process.is_alive()]:
+                    active.remove(job)
+                    tell(finish(job, study, folder, failures))
     finally:
         for job in active:
             job.process.terminate()
