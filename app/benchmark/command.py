@@ -9,6 +9,7 @@ PyTorch and what needs it are imported by the functions that use them, so that `
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -16,6 +17,7 @@ from rich.console import Console
 
 from app.benchmark.results import Curve, Result, renderables
 from app.machine import Device, about_machine, find_device, num_threads
+from app.output.progress import announce, steps
 from callbacks.atomic import write_json
 
 Name = Literal["pattention", "growth", "lightning", "loader", "sparse", "sparse_training", "mixers"]
@@ -50,20 +52,18 @@ def bench(
     names = expand(what)
     check_options(repeats, threads, json)
     check_for_mixers(names, models=models, seq_lens=seq_lens)
+    announce(f"bench: {', '.join(names)}")
     from app.benchmark.mixers import chosen_lengths, chosen_models
     from app.benchmark.suite import BENCHMARKS, BenchSettings
 
     console = Console()
     found: list[Result | Curve] = []
-
-    def tell(doing: str) -> None:
-        console.print(f"[dim]measuring {doing} ...[/]", highlight=False)  # no spinner: its thread would be timed too
-
-    with num_threads(threads):
-        settings = BenchSettings(repeats, find_device(device), chosen_models(models), chosen_lengths(seq_lens), tell)
+    settings = BenchSettings(repeats, find_device(device), chosen_models(models), chosen_lengths(seq_lens))
+    total = sum(BENCHMARKS[name].num_steps(settings) for name in names)
+    with num_threads(threads), steps(total, console, measuring=True) as tell:
+        settings = replace(settings, tell=lambda doing: tell(f"measuring {doing}"))
         about = about_machine(settings.device)
         for name in names:
-            tell(f"{name}, {repeats} times")
             found.extend(BENCHMARKS[name].run(name, settings))
     for part in renderables(found):
         console.print(part, highlight=False)

@@ -11,7 +11,7 @@ and a little more: what says it is linear must be so on the clock.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 
 import models
@@ -20,6 +20,7 @@ from app.benchmark.results import Curve, Quantity
 from app.benchmark.timing import in_turn, nothing
 from app.benchmark.workloads import VOCAB_SIZE, Stream, bare_training, random_batch, waiting_for
 from app.cli.names import BASELINE, known_models
+from app.output.progress import Tell
 from models.base import Batch, LanguageModel
 
 SEQ_LENS = (256, 1024, 4096, 16_384)
@@ -36,7 +37,6 @@ MEMORY = Quantity(
 
 Models = Mapping[str, LanguageModel]
 Samples = dict[str, list[float]]  # for each model, seconds or bytes a token, one a round
-Tell = Callable[[str], object]
 
 
 def chosen_models(names: Sequence[str] | None) -> tuple[str, ...]:

@@ -27,10 +27,11 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from app.benchmark.mixers import SEQ_LENS, Tell, mixers
+from app.benchmark.mixers import SEQ_LENS, mixers
 from app.benchmark.results import Curve, Result
 from app.benchmark.timing import Ratio, Stopwatch, interleaved, nothing
 from app.benchmark.workloads import CLIP, VOCAB_SIZE, bare_training, random_batch, waiting_for
+from app.output.progress import Tell
 from callbacks import Growth
 from datamodules import CharText
 from models import TokenFormer
@@ -222,8 +223,13 @@ class Benchmark:
     target: float
     measure: Callable[[int, str], Ratio]
 
+    def num_steps(self, settings: BenchSettings) -> int:
+        """How often `tell` hears of it."""
+        return 1
+
     def run(self, name: str, settings: BenchSettings) -> Sequence[Result | Curve]:
         """The one result."""
+        settings.tell(f"{name}, {settings.repeats} times")
         return [Result(name, self.compares, self.measure(settings.repeats, settings.device), self.target)]
 
 
@@ -232,6 +238,10 @@ class Survey:
     """Models set against the baseline at several lengths, by the function that measures their curves."""
 
     measure: Callable[..., Sequence[Curve]]
+
+    def num_steps(self, settings: BenchSettings) -> int:
+        """How often `tell` hears of it: of training and of decoding at each length."""
+        return 2 * len(settings.seq_lens)
 
     def run(self, name: str, settings: BenchSettings) -> Sequence[Result | Curve]:
         """All curves."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import count
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -23,22 +24,23 @@ def say(console: Console, text: str) -> None:
 
 
 @contextmanager
-def steps(total: int, console: Console, *, ticking: bool = True) -> Iterator[Tell]:
-    """A function to call with a line about each step that is done.
+def steps(total: int, console: Console, *, measuring: bool = False) -> Iterator[Tell]:
+    """A function to call with a line about each step, when it is done.
 
     Args:
         total: Number of steps.
         console: Where to print.
-        ticking: Whether the bar's clock goes on between steps, in a thread of its own, which what is timed would feel.
+        measuring: Whether the steps are measurements of time: their lines come before them, and the bar's clock stands
+            still meanwhile, as the thread in which it ticks would be measured, too.
     """
     shown = console.is_terminal and total > 0
-    with Progress(*COLUMNS, console=console, auto_refresh=ticking, transient=True, disable=not shown) as bar:
-        task = bar.add_task("", total=total)
+    with Progress(*COLUMNS, console=console, auto_refresh=not measuring, transient=True, disable=not shown) as bar:
+        task, numbers = bar.add_task("", total=total), count(1)
 
         def tell(line: str) -> None:
-            bar.update(task, advance=1)
-            say(console, f"{bar.tasks[task].completed:g}/{total} {line}")
-            bar.refresh()
+            number = next(numbers)
+            say(console, f"{number}/{total} {line}")
+            bar.update(task, completed=number - measuring, refresh=True)
 
         bar.refresh()
         yield tell
