@@ -76,20 +76,15 @@ def growth_study(
     Returns:
         0, or 1 if a run failed.
     """
-    at_least_one(
-        steps=steps, validations=validations, val_batches=val_batches, test_batches=test_batches, workers=workers
-    )
+    counts = {"steps": steps, "validations": validations, "val_batches": val_batches, "test_batches": test_batches}
+    at_least_one(workers=workers, **counts)
     texts, all_seeds = unique("corpora", corpora or CORPORA), unique_seeds(seeds or [1, 2, 3])
     names, budgets = chosen(recipes), sorted(unique("scratch_budgets", scratch_budgets or [0.5, 0.7, 1.0, 1.4]))
     check_amounts(first_fraction, budgets, rewarm_steps)
     if not print_commands:
-        runs = len(texts) * len(all_seeds) * (len(names) + len(budgets) + 1)
-        announce(f"growth-study: {runs} runs in {out}")
-    scale = scale_of(
-        {"model": model, "data": data, "optim": optim, "trainer": trainer}, first_fraction,
-        steps=steps, scratch_budgets=tuple(budgets), rewarm_steps=rewarm_steps, validations=validations,
-        val_batches=val_batches, test_batches=test_batches,
-    )  # fmt: skip
+        announce(f"growth-study: {len(texts) * len(all_seeds) * (len(names) + len(budgets) + 1)} runs in {out}")
+    groups = {"model": model, "data": data, "optim": optim, "trainer": trainer}
+    scale = scale_of(groups, first_fraction, scratch_budgets=tuple(budgets), rewarm_steps=rewarm_steps, **counts)
     plan = whole_plan(scale, texts, all_seeds, names)
     options = {"scale": asdict(scale), "corpora": corpora, "seeds": seeds, "recipes": recipes}
     study = Study("growth-study", command_line(), options, plan)
