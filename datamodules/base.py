@@ -190,6 +190,12 @@ class TaskData(L.LightningDataModule):
         """One stream a slice, for stage "validate" or "test"."""
         raise TypeError(f"{type(self).__name__} defines no eval_streams")
 
+    def check(self) -> None:
+        """Raise ValueError if a stream cannot be drawn, as what the task reads is missing or too short."""
+        self.train_stream()
+        for stage in ("validate", "test"):
+            self.eval_streams(stage)
+
     def slice_names(self, stage: str) -> list[str]:
         """Names of the loaders that val_dataloader ("validate") or test_dataloader ("test") returns, in order."""
         return [stream.name for stream in self.eval_streams(stage)]

@@ -114,7 +114,7 @@ class CharText(TaskData):
 
     @cached_property
     def corpus(self) -> Corpus:
-        """The text, read when it is first needed."""
+        """The text, read when it is first needed, unless it was read and put here before."""
         return load_corpus(self.corpus_name, self.data_dir)
 
     @property

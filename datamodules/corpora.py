@@ -49,26 +49,26 @@ class Download:
 
 DOWNLOADS = {
     "tiny-shakespeare": Download(
-        "tiny-shakespeare.txt",
-        "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
-        1_115_394,
-        "sha256",
-        "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
+        filename="tiny-shakespeare.txt",
+        url="https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
+        num_bytes=1_115_394,
+        algorithm="sha256",
+        checksum="86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
     ),
     "text8": Download(
-        "text8",
-        "https://mattmahoney.net/dc/text8.zip",
-        100_000_000,
-        "sha1",
-        "0dc3edebc970dcc96137e7deda4d9995af9d93de",
+        filename="text8",
+        url="https://mattmahoney.net/dc/text8.zip",
+        num_bytes=100_000_000,
+        algorithm="sha1",
+        checksum="0dc3edebc970dcc96137e7deda4d9995af9d93de",
         member="text8",
     ),
     "enwik8": Download(
-        "enwik8",
-        "https://mattmahoney.net/dc/enwik8.zip",
-        100_000_000,
-        "sha1",
-        "57b8363b814821dc9d47aa4d41f58733519076b2",
+        filename="enwik8",
+        url="https://mattmahoney.net/dc/enwik8.zip",
+        num_bytes=100_000_000,
+        algorithm="sha1",
+        checksum="57b8363b814821dc9d47aa4d41f58733519076b2",
         member="enwik8",
         encoding="latin-1",
     ),
@@ -93,20 +93,27 @@ class Corpus:
     sha256: str
 
 
-def load_corpus(name: str, data_dir: str) -> Corpus:
-    """Read a named corpus or a text file; ValueError says what is wrong with it and what to do."""
+def load_corpus(name: str, data_dir: str, option: str = "--data.corpus", dir_option: str = "--data.data_dir") -> Corpus:
+    """Read a named corpus or a text file; ValueError says what is wrong with it and what to do.
+
+    Args:
+        name: One of `CORPORA`, or the path of a text file.
+        data_dir: Folder of downloaded corpora.
+        option: What the name was given by, for messages.
+        dir_option: What the folder was given by.
+    """
     encoding = DOWNLOADS[name].encoding if name in DOWNLOADS else "utf-8"
     if name == PYTHON_STDLIB:
-        raw = stdlib_source(Path(sysconfig.get_path("stdlib")))
+        raw = stdlib_source(Path(sysconfig.get_path("stdlib")), option)
     elif name in DOWNLOADS:
-        raw = read_download(DOWNLOADS[name], Path(data_dir))
+        raw = read_download(DOWNLOADS[name], Path(data_dir), dir_option)
     else:
-        raw = read_file(name)
-    vocabulary, ids = index_characters(character_codes(raw, encoding, name))
+        raw = read_file(name, option)
+    vocabulary, ids = index_characters(character_codes(raw, encoding, name, option))
     return Corpus(name, vocabulary, ids, hashlib.sha256(raw).hexdigest())
 
 
-def stdlib_source(root: Path) -> bytes:
+def stdlib_source(root: Path, option: str = "--data.corpus") -> bytes:
     """The pure-ASCII modules of a standard library, one after the other in the order of their paths."""
     paths = (path.relative_to(root) for path in root.rglob("*.py"))
     kept = sorted(
@@ -117,36 +124,34 @@ def stdlib_source(root: Path) -> bytes:
     sources = ((root / path).read_bytes() for path in kept)
     raw = b"".join(source for source in sources if source.isascii())
     if not raw:
-        raise ValueError(
-            f"--data.corpus {PYTHON_STDLIB}: {root} has no source files; use another corpus or a text file"
-        )
+        raise ValueError(f"{option} {PYTHON_STDLIB}: {root} has no source files; use another corpus or a text file")
     return raw
 
 
-def read_file(name: str) -> bytes:
+def read_file(name: str, option: str) -> bytes:
     """The bytes of the user's text file."""
     path = Path(name).expanduser()
     if path.is_dir():
-        raise ValueError(f"--data.corpus {name} is a folder; give one text file")
+        raise ValueError(f"{option} {name} is a folder; give one text file")
     if not path.is_file():
         near = difflib.get_close_matches(name.lower(), CORPORA, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
-        raise ValueError(f"--data.corpus {name} is neither a file nor one of {', '.join(CORPORA)}{hint}")
+        raise ValueError(f"{option} {name} is neither a file nor one of {', '.join(CORPORA)}{hint}")
     try:
         raw = path.read_bytes()
     except OSError as error:
-        raise ValueError(f"--data.corpus {name} cannot be read ({error}); give a readable text file") from error
+        raise ValueError(f"{option} {name} cannot be read ({error}); give a readable text file") from error
     if not raw:
-        raise ValueError(f"--data.corpus {name} is empty; give a file with text")
+        raise ValueError(f"{option} {name} is empty; give a file with text")
     if b"\0" in raw and not raw.startswith(UTF_16_MARKS):
-        raise ValueError(f"--data.corpus {name} holds NUL bytes, so it is no text; give a UTF-8 text file")
+        raise ValueError(f"{option} {name} holds NUL bytes, so it is no text; give a UTF-8 text file")
     return raw
 
 
 # Downloads ------------------------------------------------------------------------------------------------------------
 
 
-def read_download(file: Download, data_dir: Path) -> bytes:
+def read_download(file: Download, data_dir: Path, dir_option: str) -> bytes:
     """The verified bytes of a published file, from the folder or, the first time, from its address."""
     path = data_dir / file.filename
     if path.is_file():
@@ -162,7 +167,7 @@ def read_download(file: Download, data_dir: Path) -> bytes:
         reason = f"{file.url} sent something else"
     except (OSError, http.client.HTTPException, zipfile.BadZipFile, KeyError) as error:
         reason = str(error)
-    raise ValueError(f"{path} is missing and cannot be downloaded ({reason}); {by_hand(file, data_dir)}")
+    raise ValueError(f"{path} is missing and cannot be downloaded ({reason}); {by_hand(file, data_dir, dir_option)}")
 
 
 def fetch(file: Download) -> bytes:
@@ -182,12 +187,12 @@ def expected(file: Download) -> str:
     return f"{file.num_bytes:,} bytes, {file.algorithm} {file.checksum}"
 
 
-def by_hand(file: Download, data_dir: Path) -> str:
+def by_hand(file: Download, data_dir: Path, dir_option: str) -> str:
     """How to get the file without us, for a message."""
     unpack = f", unzip {file.member}" if file.member else ""
     return (
         f"on a machine with a network get {file.url}{unpack}, and put it here as {data_dir / file.filename} "
-        f"({expected(file)}), or name its folder by --data.data_dir"
+        f"({expected(file)}), or name its folder by {dir_option}"
     )
 
 
@@ -205,7 +210,7 @@ def save(raw: bytes, path: Path) -> None:
 # Characters -----------------------------------------------------------------------------------------------------------
 
 
-def character_codes(raw: bytes, encoding: str, name: str) -> NDArray[Any]:
+def character_codes(raw: bytes, encoding: str, name: str, option: str) -> NDArray[Any]:
     """Bytes -> code points, without a byte-order mark."""
     if encoding == "latin-1" or raw.isascii():
         return np.frombuffer(raw, dtype=np.uint8)
@@ -214,7 +219,7 @@ def character_codes(raw: bytes, encoding: str, name: str) -> NDArray[Any]:
     except UnicodeDecodeError as error:
         known = [encoding for encoding in OTHER_ENCODINGS if can_be_read(raw, encoding)] or ["latin1"]
         raise ValueError(
-            f"--data.corpus {name} is not UTF-8 (byte {error.start}: {error.reason}); it can be read as "
+            f"{option} {name} is not UTF-8 (byte {error.start}: {error.reason}); it can be read as "
             f"{', '.join(known)}; if that is right, `iconv -f {known[0]} -t utf-8 {name} > NEW_FILE` converts it"
         ) from error
     return np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)

@@ -21,7 +21,7 @@ from app.compare.grid import Grid
 from app.output.numbers import short
 from app.study.experiments import Experiment, read_experiment
 from app.study.study import Planned, Study
-from datamodules import CharText, TaskData
+from datamodules import TaskData
 from models.base import TRAINING_FLOPS, LanguageModel
 from models.optim import Optim
 
@@ -65,8 +65,7 @@ def build(chosen: Experiment, d_model: int) -> tuple[LanguageModel, TaskData]:
     """Model, without memory, and data; ValueError, naming the file, if they cannot be built."""
     try:
         data = chosen.data(**(chosen.data_options | other_split(chosen)))
-        if isinstance(data, CharText):
-            data.parts  # noqa: B018 - reads the text, and checks it
+        data.check()
         with torch.device("meta"):
             model = chosen.model(vocab_size=data.vocab_size, **(chosen.model_options | at_width(chosen, d_model)))
     except ValueError as error:

@@ -142,16 +142,15 @@ def scale_of(groups: Mapping[str, OptionGroup], first_fraction: float, **amounts
 def whole_plan(scale: Scale, corpora: Sequence[str], seeds: Sequence[int], names: Sequence[str]) -> list[Planned]:
     """All runs; ValueError if a text cannot be read, or a stage would be too short."""
     from datamodules import CharText
+    from datamodules.corpora import load_corpus
 
     labels = {corpus: Path(corpus).stem for corpus in corpora}
     if len(set(labels.values())) < len(labels):
         raise ValueError(f"--corpora {list(corpora)}: two have the same name; rename a file")
     plan: list[Planned] = []
     for corpus, label in labels.items():
-        try:
-            text = CharText(corpus=corpus, **scale.data)
-            vocab_size = text.vocab_size if text.parts else 0
-        except ValueError as error:
-            raise ValueError(str(error).replace("--data.corpus", "--corpora")) from error
-        plan += plan_corpus(scale, corpus, label, vocab_size, seeds, names)
+        text = CharText(corpus=corpus, **scale.data)
+        text.corpus = load_corpus(corpus, text.data_dir, "--corpora")
+        text.check()
+        plan += plan_corpus(scale, corpus, label, text.vocab_size, seeds, names)
     return plan

@@ -35,8 +35,12 @@ MIN_SPAN = 4.0  # largest over smallest size
 MIN_SIZES = {1: 4, 2: 3}  # different sizes of each variable, by the number of variables
 MIN_POINTS = {1: 4, 2: 7}
 MAX_CORRELATION = 0.98  # of log N and log D: beyond, their terms cannot be told apart
-EDGE = 1.01  # exponents within this factor of a limit of the search count as being there
-RIDGE = 1e-14  # of the normal equations, so that they are never exactly singular
+# Exponents within this factor of a limit of the search count as being there: far more than the search's last spacing, a
+# factor of 1.00002, and far less than what tells two laws apart.
+EDGE = 1.01
+# Added to the diagonal of the normal equations, as a part of its largest possible value: some 50 roundings of a float64
+# (2.2e-16), so that no system is exactly singular and no coefficient changes visibly.
+RIDGE = 1e-14
 SAME = 1.1  # sizes within this factor count as one: the tokens of a step vary in some tasks
 NAMES = {"N": ("A", "alpha"), "D": ("B", "beta")}  # of a variable's coefficient and exponent
 UNDETERMINED = "not determined by these points"

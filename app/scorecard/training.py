@@ -31,6 +31,7 @@ from app.machine import num_threads
 from app.scorecard.binding import BindingTask, asked_by_value
 from app.scorecard.candidates import Spec, body_parameters, fingerprint
 from datamodules import AssociativeRecall, CharText, Copying, TaskData
+from datamodules.corpora import load_corpus
 from models.base import Batch, LanguageModel, mixed_seed
 from models.metrics import IGNORED
 
@@ -117,13 +118,13 @@ def text_data(corpus: str, data_dir: str, learning: Learning, seed: int = 0) -> 
         corpus=corpus, data_dir=data_dir, seq_len=learning.seq_len, batch_size=learning.char_rows,
         test_seq_lens=test_seq_lens, seed=seed,
     )  # fmt: skip
+    data.corpus = load_corpus(corpus, data_dir, "--corpus", "--data_dir")
     try:
-        data.parts  # noqa: B018 - reads the text, and checks it
+        data.check()
     except ValueError as error:
-        message = str(error).replace("--data.corpus", "--corpus").replace("--data.data_dir", "--data_dir")
-        if message.startswith("--data."):
-            message = f"--corpus {corpus} is too short for windows of {test_seq_lens[-1]} characters; use a longer text"
-        raise ValueError(message) from error
+        raise ValueError(
+            f"--corpus {corpus} is too short for windows of {test_seq_lens[-1]} characters; use a longer text"
+        ) from error
     return data
 
 

@@ -203,6 +203,24 @@ def test_windows_that_do_not_fit_are_refused(text_file, options, message):
         CharText(corpus=text_file("0123456789" * 100), **options).train_dataloader()
 
 
+def test_messages_name_the_option_that_gave_the_text(tmp_path):
+    text = tmp_path / "latin.txt"
+    text.write_bytes("é".encode("latin-1"))
+    for name in ("nowhere.txt", str(tmp_path), str(text)):
+        with pytest.raises(ValueError, match=f"^--corpora {name} "):
+            corpora.load_corpus(name, "data", "--corpora")
+    assert corpora.by_hand(corpora.DOWNLOADS["text8"], tmp_path, "--data_dir").endswith("its folder by --data_dir")
+
+
+@pytest.mark.parametrize("option", ["seq_len", "test_history"])
+def test_a_text_is_checked_before_anything_is_drawn_from_it(tmp_path, option):
+    text = tmp_path / "text.txt"
+    text.write_text("abcdefgh" * 20)
+    CharText(corpus=str(text), seq_len=4).check()
+    with pytest.raises(ValueError, match=f"^--data.{option} 200 does not fit"):
+        CharText(corpus=str(text), **{"seq_len": 4} | {option: 200}).check()
+
+
 # Named corpora --------------------------------------------------------------------------------------------------------
 
 
