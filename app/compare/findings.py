@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from app.output.intervals import Interval, t_interval
+from app.output.intervals import Interval, paired_difference
 from app.study.study import Record, StudiedRun, Study
 
 LABELS = ("task", "model", "d_model", "budget")  # of a group of runs, over which learning rate and seed vary
@@ -51,6 +51,15 @@ class Row:
     values: dict[str, list[float]]
     difference: Interval | None = None
 
+    @property
+    def setting(self) -> tuple[Any, ...]:
+        """What models are compared at."""
+        return self.task, self.d_model, self.budget
+
+    def by_seed(self) -> dict[int, float]:
+        """The whole test of each seed."""
+        return dict(zip(self.seeds, self.values.get("", []), strict=False))
+
     def plain(self) -> dict[str, Any]:
         """As JSON has it."""
         return asdict(self)
@@ -70,72 +79,70 @@ def best_factor(records: Mapping[float, Record | None]) -> float | None:
     return min(losses, key=losses.__getitem__) if losses else None
 
 
-def compared_groups(study: Study) -> list[tuple[Any, ...]]:
-    """What is compared, in the order of the plan."""
-    return list(dict.fromkeys(tuple(run.labels[name] for name in LABELS) for run in study.plan))
+def groups(study: Study) -> list[list[StudiedRun]]:
+    """The finished runs of each model, task, width and budget, in the order of the plan; each has one run or more."""
+    labels = list(dict.fromkeys(tuple(run.labels[name] for name in LABELS) for run in study.plan))
+    runs = (study.runs(**dict(zip(LABELS, group, strict=True))) for group in labels)
+    return [group for group in runs if group]
 
 
-def at_chosen_rate(runs: Sequence[StudiedRun]) -> tuple[list[StudiedRun], float | None, list[float]]:
-    """A group's runs at its chosen learning rate, that rate, and all that the first seed tried."""
-    if not runs:
-        return [], None, []
-    tried = {run.labels["factor"]: run.record for run in runs if run.labels["seed"] == runs[0].labels["seed"]}
-    factor = best_factor(tried)
-    return [run for run in runs if run.labels["factor"] == factor], factor, sorted(tried)
+def tried_factors(runs: Sequence[StudiedRun]) -> dict[float, Record]:
+    """The learning rates that the first seed of a group tried, and their records."""
+    return {run.labels["factor"]: run.record for run in runs if run.labels["seed"] == runs[0].labels["seed"]}
+
+
+def at_chosen_rate(runs: Sequence[StudiedRun]) -> list[StudiedRun]:
+    """A group's runs at its chosen learning rate."""
+    factor = best_factor(tried_factors(runs))
+    return [run for run in runs if run.labels["factor"] == factor]
 
 
 def chosen_runs(study: Study) -> list[str]:
     """Names of the runs at the chosen learning rates that did not diverge."""
-    done = (study.runs(**dict(zip(LABELS, group, strict=True))) for group in compared_groups(study))
-    found = [run for runs in done for run in at_chosen_rate(runs)[0]]
-    return [run.name for run in found if validation_loss(run.record) is not None]
+    chosen = [run for group in groups(study) for run in at_chosen_rate(group)]
+    return [run.name for run in chosen if validation_loss(run.record) is not None]
 
 
 def slices(record: Record, quality: str) -> dict[str, float]:
     """The whole test, under the empty name, and its slices."""
-    prefix = f"test/{quality}"
-    found = {key.removeprefix(prefix).removeprefix("/"): value for key, value in record.get("test", {}).items()
-             if key == prefix or key.startswith(f"{prefix}/")}  # fmt: skip
-    return {name: float(value) for name, value in found.items() if value is not None}
+    whole = f"test/{quality}"
+    measured = {key: value for key, value in record["test"].items() if value is not None}
+    return {key[len(whole) + 1 :]: float(measured[key]) for key in measured if f"{key}/".startswith(f"{whole}/")}
 
 
-def row(study: Study, group: Sequence[Any]) -> Row | None:
-    """What a group shows; None if none of its runs is done."""
-    done = study.runs(**dict(zip(LABELS, group, strict=True)))
-    runs, factor, tried = at_chosen_rate(done)
-    if not done:
-        return None
+def row(group: Sequence[StudiedRun]) -> Row:
+    """What the runs of a group show."""
+    tried, runs = sorted(tried_factors(group)), at_chosen_rate(group)
+    factor = runs[0].labels["factor"] if runs else None
     ended = [run for run in runs if run.record.get("test")]
-    tests = [run.record["test"] for run in ended]
-    quality = next((name for name in QUALITIES if tests and f"test/{name}" in tests[0]), "loss")
+    quality = next((name for name in QUALITIES if ended and f"test/{name}" in ended[0].record["test"]), "loss")
     measured = [slices(run.record, quality) for run in ended]
-    values = {name: [one[name] for one in measured] for name in (measured[0] if measured else {})
-              if all(name in one for one in measured)}  # fmt: skip
-    shown = [run.record for run in ended or runs or done]
+    shared = [name for name in (measured[0] if measured else {}) if all(name in values for values in measured)]
+    shown = [run.record for run in ended or runs or group]
     means = {key: statistics.fmean(record[key] for record in shown) for key in ("tokens", "flops", "seconds")}
-    at_edge = factor is not None and len(tried) > 1 and factor in (tried[0], tried[-1])
+    labels = group[0].labels
     return Row(
-        *group, done[0].labels["unit"], factor, at_edge, [run.labels["seed"] for run in ended],
-        len(runs) - len(ended), shown[0]["parameters"], means["tokens"], means["flops"], means["seconds"],
-        quality, values,
-    )  # fmt: skip
-
-
-def paired(ours: Row, theirs: Row | None) -> Interval | None:
-    """The difference of the whole test, over the seeds that both have."""
-    if theirs is None or theirs is ours or ours.quality != theirs.quality:
-        return None
-    mine, other = (dict(zip(one.seeds, one.values.get("", []), strict=False)) for one in (ours, theirs))
-    seeds = sorted(mine.keys() & other.keys())
-    return t_interval([mine[seed] - other[seed] for seed in seeds]) if seeds else None
+        **{name: labels[name] for name in (*LABELS, "unit")},
+        factor=factor,
+        at_edge=factor is not None and len(tried) > 1 and factor in (tried[0], tried[-1]),
+        seeds=[run.labels["seed"] for run in ended],
+        diverged=len(runs) - len(ended),
+        parameters=shown[0]["parameters"],
+        **means,
+        quality=quality,
+        values={name: [values[name] for values in measured] for name in shared},
+    )
 
 
 def comparison_rows(study: Study) -> list[Row]:
     """All rows, in the order of the plan, each with its difference from the first model's."""
-    rows = [found for group in compared_groups(study) if (found := row(study, group))]
-    first = rows[0].model if rows else ""
-    against = {(one.task, one.d_model, one.budget): one for one in rows if one.model == first}
-    return [
-        Row(**(vars(one) | {"difference": paired(one, against.get((one.task, one.d_model, one.budget)))}))
-        for one in rows
-    ]
+    rows = [row(group) for group in groups(study)]
+    baselines = {other.setting: other for other in rows if other.model == rows[0].model}
+    return [replace(ours, difference=difference(ours, baselines.get(ours.setting))) for ours in rows]
+
+
+def difference(ours: Row, theirs: Row | None) -> Interval | None:
+    """The difference of the whole test, paired by seed."""
+    if theirs is None or theirs is ours or ours.quality != theirs.quality:
+        return None
+    return paired_difference(ours.by_seed(), theirs.by_seed())

@@ -93,12 +93,12 @@ def growth_study(
 
 def conclude(study: Study, out: Path, console: Any) -> None:
     """Find out what the runs say, and report it."""
-    from app.growth_study.findings import plain, recipe_outcomes
+    from app.growth_study.findings import recipe_outcomes
     from app.growth_study.report import report_growth
 
-    found = recipe_outcomes(study)
-    study.findings = {"rows": plain(found)}
-    report_growth(study, found, out, console)
+    outcomes = recipe_outcomes(study)
+    study.findings = {"rows": [outcome.plain() for outcome in outcomes]}
+    report_growth(study, outcomes, out, console)
 
 
 # Options --------------------------------------------------------------------------------------------------------------

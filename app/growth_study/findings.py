@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.growth_study.plan import RECIPES, SCRATCH, SMALL
-from app.output.intervals import LEVEL, Interval, t_interval
+from app.output.intervals import LEVEL, Interval, paired_difference
 from app.study.study import StudiedRun, Study
 
 Array = NDArray[np.float64]
@@ -82,12 +82,21 @@ class RecipeOutcome:
         return self.recipe in RECIPES
 
     @property
+    def is_compared(self) -> bool:
+        """Whether the recipe grows, and its difference from training from scratch is known."""
+        return self.is_grown and self.difference is not None
+
+    @property
     def verdict(self) -> str:
         """`better`, `worse` or `undecided` than from scratch at equal FLOPs, by the interval of the difference."""
         d = self.difference
         if d is None or d.low is None or d.high is None or d.low <= 0 <= d.high:
             return "undecided"
         return "better" if d.high < 0 else "worse"
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return asdict(self) | {"verdict": self.verdict if self.is_grown or self.recipe == SMALL else None}
 
 
 # Curves ---------------------------------------------------------------------------------------------------------------
@@ -143,9 +152,8 @@ def loss_of(run: StudiedRun) -> float | None:
     return None if value is None else float(value)
 
 
-def by_seed(study: Study, corpus: str, recipe: str, budget: float = 1.0) -> dict[int, float]:
-    """The losses of one row of the table."""
-    runs = study.runs(corpus=corpus, recipe=recipe, budget=budget)
+def by_seed(runs: Sequence[StudiedRun]) -> dict[int, float]:
+    """The losses of the runs of one row that did not diverge."""
     return {run.labels["seed"]: loss for run in runs if (loss := loss_of(run)) is not None}
 
 
@@ -158,43 +166,43 @@ def jumps(run: StudiedRun) -> list[float]:
 def recipe_outcome(study: Study, corpus: str, recipe: str, budget: float = 1.0) -> RecipeOutcome | None:
     """What the runs of one row show; None if there are none."""
     runs = study.runs(corpus=corpus, recipe=recipe, budget=budget)
-    ended = [run for run in runs if loss_of(run) is not None]
     if not runs:
         return None
-    shown = (ended or runs)[0]
-    losses = by_seed(study, corpus, recipe, budget)
-    flops = statistics.fmean(run.record["flops"] for run in ended or runs)
-    scratch = by_seed(study, corpus, SCRATCH)
-    difference = saved = None
-    if losses.keys() & scratch.keys() and recipe != SCRATCH:
-        difference = t_interval([losses[seed] - scratch[seed] for seed in losses if seed in scratch])
-        saved = saved_against_scratch(study, corpus, flops, losses)
+    ended = [run for run in runs if loss_of(run) is not None]
+    shown = ended or runs
+    losses, flops = by_seed(runs), statistics.fmean(run.record["flops"] for run in shown)
+    scratch = {} if recipe == SCRATCH else by_seed(study.runs(corpus=corpus, recipe=SCRATCH, budget=1.0))
+    difference = paired_difference(losses, scratch)
     return RecipeOutcome(
-        corpus, recipe if recipe != SCRATCH else f"{SCRATCH} x {budget:g}", list(losses), len(runs) - len(ended),
-        shown.labels["stages"], shown.labels["parameters"], flops,
-        statistics.fmean(run.record["seconds"] for run in ended or runs), list(losses.values()), difference, saved,
-        max((jump for run in ended for jump in jumps(run)), key=abs, default=None),
-    )  # fmt: skip
+        corpus=corpus,
+        recipe=recipe if recipe != SCRATCH else f"{SCRATCH} x {budget:g}",
+        seeds=list(losses),
+        diverged=len(runs) - len(ended),
+        stages=shown[0].labels["stages"],
+        parameters=shown[0].labels["parameters"],
+        flops=flops,
+        seconds=statistics.fmean(run.record["seconds"] for run in shown),
+        losses=list(losses.values()),
+        difference=difference,
+        saved=saved_against_scratch(study, corpus, flops, losses) if difference else None,
+        jump=max((jump for run in ended for jump in jumps(run)), key=abs, default=None),
+    )
 
 
 def saved_against_scratch(study: Study, corpus: str, flops: float, losses: dict[int, float]) -> Saved | None:
     """Compute saved by a row, over the seeds that have the whole curve from scratch; None without two points of it."""
     budgets = sorted({run.labels["budget"] for run in study.runs(corpus=corpus, recipe=SCRATCH)})
-    curves = [by_seed(study, corpus, SCRATCH, budget) for budget in budgets]
-    seeds = [seed for seed in losses if all(seed in curve for curve in curves)]
+    runs_F = [study.runs(corpus=corpus, recipe=SCRATCH, budget=budget) for budget in budgets]
+    curves_F = [by_seed(runs) for runs in runs_F]
+    seeds = [seed for seed in losses if all(seed in curve for curve in curves_F)]
     if len(budgets) < 2 or not seeds:
         return None
-    flops_F = [study.runs(corpus=corpus, recipe=SCRATCH, budget=b, seed=seeds[0])[0].record["flops"] for b in budgets]
-    losses_SF = np.array([[curve[seed] for curve in curves] for seed in seeds])
+    flops_F = [next(run.record["flops"] for run in runs if run.labels["seed"] == seeds[0]) for runs in runs_F]
+    losses_SF = np.array([[curve[seed] for curve in curves_F] for seed in seeds])
     return compute_saved(flops, np.array([losses[seed] for seed in seeds]), np.array(flops_F), losses_SF)
 
 
 def recipe_outcomes(study: Study) -> list[RecipeOutcome]:
     """All rows of the tables, in the order of the plan."""
     keys = dict.fromkeys((run.labels["corpus"], run.labels["recipe"], run.labels["budget"]) for run in study.plan)
-    return [found for key in keys if (found := recipe_outcome(study, *key))]
-
-
-def plain(found: Sequence[RecipeOutcome]) -> list[dict[str, Any]]:
-    """Findings as JSON has them."""
-    return [asdict(f) | {"verdict": f.verdict if f.is_grown or f.recipe == SMALL else None} for f in found]
+    return [outcome for key in keys if (outcome := recipe_outcome(study, *key))]

@@ -17,6 +17,7 @@ Sizes = dict[str, int]
 GROUPS = ("num_param_tokens", "num_ffn_param_tokens")
 JUMP = "callbacks.growth_jump.JumpAtGrowth"
 SCRATCH, SMALL = "scratch", "small"
+EXACT, PUBLISHED = "exact", "published"  # recipes whose outcome reports tell in words
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,8 @@ class Recipe:
 
 
 RECIPES = {
-    "exact": Recipe("zero keys, tau frozen, optimizer state carried, new rows warmed up; three growths, at 25/50/75 %"),
-    "published": Recipe(
+    EXACT: Recipe("zero keys, tau frozen, optimizer state carried, new rows warmed up; three growths, at 25/50/75 %"),
+    PUBLISHED: Recipe(
         "as the published code: random rows, tau = sqrt n, optimizer and schedule restarted at each growth, no re-warm",
         init="random", tau="sqrt_n", carry="reset", rewarm=False, restart=True,
     ),

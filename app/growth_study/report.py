@@ -12,9 +12,10 @@ from rich.console import Console
 from rich.table import Table
 
 from app.growth_study.findings import EXACT_JUMP, LOSS, RecipeOutcome, Saved, jumps, loss_of
-from app.growth_study.plan import RECIPES, SCRATCH, SMALL
+from app.growth_study.plan import EXACT, PUBLISHED, RECIPES, SCRATCH, SMALL
 from app.output.intervals import UNKNOWN, signed, spread
 from app.output.numbers import thousands
+from app.output.progress import say
 from app.output.tables import csv_text, markdown_table
 from app.study.study import Study
 from callbacks.atomic import write_text
@@ -26,11 +27,17 @@ CSV_COLUMNS = (
     "corpus", "recipe", "budget", "seed", "status", "steps", "stages", "parameters", "flops", "seconds",
     "test_bits_per_char", "val_bits_per_char", "jumps",
 )  # fmt: skip
+ROUNDING = 1e-9  # a value this close to an end of the curve from scratch is a bound
+
+
+def by_corpus(outcomes: Sequence[RecipeOutcome]) -> dict[str, list[RecipeOutcome]]:
+    """The rows of each table."""
+    return {corpus: list(rows) for corpus, rows in groupby(outcomes, attrgetter("corpus"))}
 
 
 def percent(value: float, saved: Saved) -> str:
     """A part in percent; where the curve from scratch ends, a bound."""
-    sign = "<= " if value <= saved.least + 1e-9 else ">= " if value >= saved.most - 1e-9 else ""
+    sign = "<= " if value <= saved.least + ROUNDING else ">= " if value >= saved.most - ROUNDING else ""
     return f"{sign}{100 * value:+.0f}"
 
 
@@ -41,51 +48,47 @@ def percentages(saved: Saved) -> str:
     return f"{percent(saved.interval.value, saved)} % [{ends}]"
 
 
-def loss_text(finding: RecipeOutcome) -> str:
-    """Mean and standard deviation over the seeds."""
-    diverged = f"{finding.diverged} diverged" if finding.diverged else ""
-    if not finding.losses:
-        return diverged
-    return spread(finding.losses) + (f", {diverged}" if diverged else "")
-
-
-def row(finding: RecipeOutcome) -> list[str]:
+def row(outcome: RecipeOutcome) -> list[str]:
     """One line of the table."""
+    losses = [spread(outcome.losses)] if outcome.losses else []
+    diverged = [f"{outcome.diverged} diverged"] if outcome.diverged else []
     return [
-        finding.recipe,
-        " + ".join(str(steps) for steps in finding.stages),
-        thousands(finding.parameters),
-        f"{finding.flops:.3g}",
-        f"{finding.seconds:.0f}",
-        loss_text(finding),
-        signed(finding.difference) if finding.difference else "",
-        percentages(finding.saved) if finding.saved else "",
-        f"{finding.jump:+.4f}" if finding.jump is not None else "",
+        outcome.recipe,
+        " + ".join(str(steps) for steps in outcome.stages),
+        thousands(outcome.parameters),
+        f"{outcome.flops:.3g}",
+        f"{outcome.seconds:.0f}",
+        ", ".join(losses + diverged),
+        signed(outcome.difference) if outcome.difference else "",
+        percentages(outcome.saved) if outcome.saved else "",
+        f"{outcome.jump:+.4f}" if outcome.jump is not None else "",
     ]
 
 
 # The answer -----------------------------------------------------------------------------------------------------------
 
 
-def names(found: Sequence[RecipeOutcome]) -> str:
-    """Recipes, as a list in words."""
-    return ", ".join(f.recipe for f in found) or "none"
-
-
-def answer(corpus: str, found: Sequence[RecipeOutcome]) -> str:
+def answer(corpus: str, outcomes: Sequence[RecipeOutcome]) -> str:
     """What the numbers of one corpus say of the question, in words."""
-    grown = [f for f in found if f.is_grown and f.difference]
+    grown = [outcome for outcome in outcomes if outcome.is_compared]
     if not grown:
         return f"{corpus}: no recipe can be compared with training from scratch yet."
-    kinds = {kind: [f for f in grown if f.verdict == kind] for kind in ("better", "worse", "undecided")}
-    first = next((f for f in grown if f.recipe == "exact"), grown[0])
-    assert first.difference is not None
+    better, worse, undecided = (
+        ", ".join(outcome.recipe for outcome in grown if outcome.verdict == verdict) or "none"
+        for verdict in ("better", "worse", "undecided")
+    )
+    first = next((outcome for outcome in grown if outcome.recipe == EXACT), grown[0])
     at_loss = f", compute saved at equal loss {percentages(first.saved)}" if first.saved else ""
     return (
-        f"{corpus}: at equal total FLOPs, growth ends better than training from scratch by {names(kinds['better'])}; "
-        f"worse by {names(kinds['worse'])}; undecided by {names(kinds['undecided'])}. {first.recipe}: "
-        f"{signed(first.difference)} bits/char{at_loss}."
+        f"{corpus}: at equal total FLOPs, growth ends better than training from scratch by {better}; worse by {worse}; "
+        f"undecided by {undecided}. {first.recipe}: {difference(first)} bits/char{at_loss}."
     )
+
+
+def difference(outcome: RecipeOutcome) -> str:
+    """From training from scratch, of a recipe that is compared with it."""
+    assert outcome.difference is not None
+    return signed(outcome.difference)
 
 
 def subject(study: Study) -> str:
@@ -94,12 +97,13 @@ def subject(study: Study) -> str:
     return "TokenFormer" if normalization is None else f"TokenFormer with `--model.normalization {normalization}`"
 
 
-def headline(found: Sequence[RecipeOutcome], grown: str) -> str:
+def headline(outcomes: Sequence[RecipeOutcome], grown: str) -> str:
     """The answer to the question of the study, over all corpora: growth by zero keys, and the best other recipe."""
-    exact = [f for f in found if f.recipe == "exact" and f.difference]
+    compared = [outcome for outcome in outcomes if outcome.is_compared]
+    exact = [outcome for outcome in compared if outcome.recipe == EXACT]
     if not exact:
         return "Whether growing pays is not known: no grown run can be compared with training from scratch yet."
-    verdicts = [f.verdict for f in found if f.is_grown and f.difference]
+    verdicts = [outcome.verdict for outcome in compared]
     better, worse, total = verdicts.count("better"), verdicts.count("worse"), len(verdicts)
     growing = f"growing {grown} step by step"
     if better:
@@ -109,11 +113,11 @@ def headline(found: Sequence[RecipeOutcome], grown: str) -> str:
     else:
         says = f"Whether {growing} pays is not decided"
     parts = []
-    for f in exact:
-        rivals = [g for g in found if g.corpus == f.corpus and g.is_grown and g.difference]
-        best = min(rivals, key=lambda g: g.difference.value if g.difference else 0)
-        shown = [f] if best is f else [f, best]
-        parts.append(f"on {f.corpus} " + ", ".join(against_scratch(g, g is best) for g in shown))
+    for ours in exact:
+        rivals = [outcome for outcome in compared if outcome.corpus == ours.corpus]
+        best = min(rivals, key=lambda outcome: outcome.difference.value if outcome.difference else 0)
+        shown = [ours] if best is ours else [ours, best]
+        parts.append(f"on {ours.corpus} " + ", ".join(against_scratch(outcome, outcome is best) for outcome in shown))
     return (
         f"**{says}: against training from scratch at the same total FLOPs it ends better in {better} of {total} "
         f"comparisons, worse in {worse}.** In bits per character (lower is better), "
@@ -121,25 +125,23 @@ def headline(found: Sequence[RecipeOutcome], grown: str) -> str:
     )
 
 
-def against_scratch(found: RecipeOutcome, is_best: bool) -> str:
+def against_scratch(outcome: RecipeOutcome, is_best: bool) -> str:
     """A recipe's difference from training from scratch, in words."""
-    assert found.difference is not None
-    name = f"{found.recipe}, the best recipe," if is_best else found.recipe
-    saved = f" (compute saved at equal loss {percentages(found.saved)}, negative is lost)" if found.saved else ""
-    return f"{name} ends {signed(found.difference)} from scratch{saved}"
+    name = f"{outcome.recipe}, the best recipe," if is_best else outcome.recipe
+    saved = f" (compute saved at equal loss {percentages(outcome.saved)}, negative is lost)" if outcome.saved else ""
+    return f"{name} ends {difference(outcome)} from scratch{saved}"
 
 
-def jump_lines(found: Sequence[RecipeOutcome]) -> list[str]:
+def jump_lines(outcomes: Sequence[RecipeOutcome]) -> list[str]:
     """Whether exact growth is exact, and how far the published code's is from it."""
     lines = []
-    for f in found:
-        if f.recipe == "exact" and f.jump is not None:
-            holds = "holds" if abs(f.jump) <= EXACT_JUMP else "is MISSED"
-            lines.append(
-                f"{f.corpus}: growth by exact changes {f.jump:+.1e} bits/char; |change| <= {EXACT_JUMP} {holds}."
-            )
-        elif f.recipe == "published" and f.jump is not None:
-            lines.append(f"{f.corpus}: growth by published changes {f.jump:+.3f} bits/char.")
+    for outcome in outcomes:
+        says = f"{outcome.corpus}: growth by {outcome.recipe} changes"
+        if outcome.recipe == EXACT and outcome.jump is not None:
+            holds = "holds" if abs(outcome.jump) <= EXACT_JUMP else "is MISSED"
+            lines.append(f"{says} {outcome.jump:+.1e} bits/char; |change| <= {EXACT_JUMP} {holds}.")
+        elif outcome.recipe == PUBLISHED and outcome.jump is not None:
+            lines.append(f"{says} {outcome.jump:+.3f} bits/char.")
     return lines
 
 
@@ -167,34 +169,34 @@ def legend() -> list[str]:
 # Output ---------------------------------------------------------------------------------------------------------------
 
 
-def tables(found: Sequence[RecipeOutcome], heading: str) -> list[str]:
+def tables(outcomes: Sequence[RecipeOutcome], heading: str) -> list[str]:
     """A heading, a table and what it says for each corpus, then the legend: paragraphs of Markdown."""
     parts = []
-    for corpus, group in groupby(found, attrgetter("corpus")):
-        rows = list(group)
-        table = markdown_table(COLUMNS, map(row, rows))
-        parts += [f"{heading} {corpus}", table, answer(corpus, rows), *jump_lines(rows)]
+    for corpus, rows in by_corpus(outcomes).items():
+        parts += [
+            f"{heading} {corpus}",
+            markdown_table(COLUMNS, map(row, rows)),
+            answer(corpus, rows),
+            *jump_lines(rows),
+        ]
     return [*parts, LEGEND, "\n".join(f"- {line}" for line in legend())]
 
 
-def growth_markdown(study: Study, found: Sequence[RecipeOutcome]) -> str:
+def growth_markdown(study: Study, outcomes: Sequence[RecipeOutcome]) -> str:
     """The whole report."""
-    return (
-        "\n\n".join(["# Growth study", headline(found, subject(study)), f"`{study.command}`", *tables(found, "##")])
-        + "\n"
-    )
+    about = ["# Growth study", headline(outcomes, subject(study)), f"`{study.command}`"]
+    return "\n\n".join([*about, *tables(outcomes, "##")]) + "\n"
 
 
-def show(found: Sequence[RecipeOutcome], console: Console) -> None:
+def show(outcomes: Sequence[RecipeOutcome], console: Console) -> None:
     """Print tables and answers."""
-    for corpus, group in groupby(found, attrgetter("corpus")):
-        rows = list(group)
+    for corpus, rows in by_corpus(outcomes).items():
         table = Table(*COLUMNS, title=f"growth on {corpus}", title_justify="left")
-        for f in rows:
-            table.add_row(*row(f))
+        for outcome in rows:
+            table.add_row(*row(outcome))
         console.print(table, highlight=False)
         for line in [answer(corpus, rows), *jump_lines(rows)]:
-            console.print(line, highlight=False, soft_wrap=True, markup=False)
+            say(console, line)
 
 
 def runs_csv(study: Study) -> str:
@@ -211,8 +213,8 @@ def runs_csv(study: Study) -> str:
     return csv_text(rows)
 
 
-def report_growth(study: Study, found: Sequence[RecipeOutcome], folder: Path, console: Console) -> None:
+def report_growth(study: Study, outcomes: Sequence[RecipeOutcome], folder: Path, console: Console) -> None:
     """Print the study, and write growth_study.md and growth_study.csv."""
-    show(found, console)
-    write_text(folder / "growth_study.md", growth_markdown(study, found))
+    show(outcomes, console)
+    write_text(folder / "growth_study.md", growth_markdown(study, outcomes))
     write_text(folder / "growth_study.csv", runs_csv(study))

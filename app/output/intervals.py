@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 LEVEL = 0.95
@@ -27,6 +27,12 @@ def t_interval(differences: Sequence[float]) -> Interval:
         return Interval(mean)
     half = t_quantile(S - 1) * statistics.stdev(differences) / S**0.5
     return Interval(mean, mean - half, mean + half)
+
+
+def paired_difference(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Interval | None:
+    """Mean difference at the seeds that both have, with Student's interval; None where there are none."""
+    seeds = sorted(ours.keys() & theirs.keys())
+    return t_interval([ours[seed] - theirs[seed] for seed in seeds]) if seeds else None
 
 
 def t_quantile(freedom: int) -> float:

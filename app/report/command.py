@@ -38,13 +38,13 @@ def report(files: list[Path], *, out: Path = Path("RESULTS.md")) -> int:
     from callbacks.atomic import write_text
 
     folder = out.parent / out.stem.lower()
-    found = [section for name, study in studies for section in sections(name, study)]
-    if not found:
+    parts = [section for name, study in studies for section in sections(name, study)]
+    if not parts:
         raise ValueError("FILES hold no finished run yet; go on with the command of the study")
-    for section in found:
+    for section in parts:
         for name, figure in section.figures.items():
             save(figure, folder / name)
-    write_text(out, report_markdown(found, folder.name, skipped))
+    write_text(out, report_markdown(parts, folder.name, skipped))
     print(f"report in {out}")
     return 0
 
@@ -75,13 +75,12 @@ def readable(files: Sequence[Path]) -> tuple[list[tuple[str, Study]], list[str]]
     return studies, skipped
 
 
-def report_markdown(found: Sequence[Any], folder: str, skipped: Sequence[str]) -> str:
+def report_markdown(sections: Sequence[Any], folder: str, skipped: Sequence[str]) -> str:
     """The whole report: the answer of a growth study first, if there is one."""
-    answers = [section.answer for section in found if section.answer]
+    answers = [section.answer for section in sections if section.answer]
     parts = [MARKER, "# Results", *answers, f"`{command_line()}` made this file from the studies below."]
-    for section in found:
-        parts.append(f"## {section.title}")
-        parts.append(f"`{section.command}`: {section.about}")
+    for section in sections:
+        parts += [f"## {section.title}", f"`{section.command}`: {section.about}"]
         parts += [f"![{name.removesuffix('.png')}]({folder}/{name})" for name in section.figures]
         parts += section.paragraphs
     if skipped:

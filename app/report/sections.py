@@ -13,8 +13,8 @@ from app.compare.findings import LABELS, QUALITIES, Row, chosen_runs, comparison
 from app.compare.report import LEGEND as COMPARED
 from app.compare.report import task_table
 from app.growth_study.findings import recipe_outcomes
-from app.growth_study.plan import SCRATCH, SMALL
-from app.growth_study.report import headline, subject, tables
+from app.growth_study.plan import EXACT, PUBLISHED, SCRATCH, SMALL
+from app.growth_study.report import by_corpus, headline, subject, tables
 from app.output.figures import LearningCurve, learning_figure
 from app.output.numbers import four_digits, short
 from app.output.tables import markdown_table
@@ -27,7 +27,7 @@ from app.study.study import StudiedRun, Study
 
 METRIC = "val/bits_per_char"  # that laws are fitted to
 FITS = {"level": 0.9, "resamples": 500, "seed": 1}  # the defaults of `scaling`
-DRAWN = (SCRATCH, SMALL, "exact", "ramped", "restarted", "published")  # of a growth study's learning curves
+DRAWN = (SCRATCH, SMALL, EXACT, "ramped", "restarted", PUBLISHED)  # of a growth study's learning curves
 LAWS = (
     "Summary of L(N, D) = E + A N^-alpha + B D^-beta with {level:.0%} intervals. left out: the largest size, predicted "
     'by the others, beside what it was. next: twice the largest size, only predicted. A "?" is not determined by '
@@ -78,13 +78,16 @@ def about(study: Study, **labels: str) -> str:
 
 def curve(label: str, runs: Sequence[StudiedRun], x: str, metric: str) -> LearningCurve | None:
     """Validations of runs of one label; None if there are none."""
-    drawn = []
-    for run in runs:
-        points = [(p[x], p[metric]) for p in run.record["history"] if p.get(metric) is not None]
-        if points:
-            drawn.append(tuple(zip(*points, strict=True)))
+    histories = [[(p[x], p[metric]) for p in run.record["history"] if p.get(metric) is not None] for run in runs]
+    drawn = [tuple(zip(*points, strict=True)) for points in histories if points]
     growths = [event[x] for event in runs[0].record["growth_events"] if x in event] if runs else []
     return LearningCurve(label, drawn, growths) if drawn else None
+
+
+def figure_of(name: str, curves: Sequence[LearningCurve | None], **words: str) -> dict[str, Figure]:
+    """The figure of this name with the curves that there are; none without any."""
+    drawn = [curve for curve in curves if curve]
+    return {f"{name}.png": learning_figure(drawn, **words)} if drawn else {}
 
 
 # Growth ---------------------------------------------------------------------------------------------------------------
@@ -92,17 +95,15 @@ def curve(label: str, runs: Sequence[StudiedRun], x: str, metric: str) -> Learni
 
 def growth(name: str, study: Study) -> Iterator[Section]:
     """Recipes of growth against training from scratch."""
-    found = recipe_outcomes(study)
-    figures = {}
-    for corpus in dict.fromkeys(f.corpus for f in found):
+    outcomes, figures = recipe_outcomes(study), {}
+    for corpus in by_corpus(outcomes):
         curves = [curve(r, study.runs(corpus=corpus, recipe=r, budget=1.0), "flops", METRIC) for r in DRAWN]
-        if any(curves):
-            figures[f"{name}-{corpus}.png"] = learning_figure(
-                [c for c in curves if c], title=f"{corpus} (dotted: growth)",
-                x_label="training FLOPs, all stages", y_label="bits a character, validation",
-            )  # fmt: skip
-    title, answer = f"Does growing {subject(study)} pay?", headline(found, subject(study))
-    yield Section(title, study.command, about(study), tables(found, "###"), figures, answer)
+        figures |= figure_of(
+            f"{name}-{corpus}", curves, title=f"{corpus} (dotted: growth)", x_label="training FLOPs, all stages",
+            y_label="bits a character, validation",
+        )  # fmt: skip
+    title, answer = f"Does growing {subject(study)} pay?", headline(outcomes, subject(study))
+    yield Section(title, study.command, about(study), tables(outcomes, "###"), figures, answer)
 
 
 # Comparison -----------------------------------------------------------------------------------------------------------
@@ -124,17 +125,15 @@ def comparison(name: str, study: Study) -> Iterator[Section]:
 
 def side_by_side(name: str, study: Study, rows: Sequence[Row]) -> Section:
     """The table of one task, and the curves of its validations."""
-    task, quality, chosen = rows[0].task, rows[0].quality, set(chosen_runs(study))
+    task, quality, chosen = rows[0].task, rows[0].quality, chosen_runs(study)
     curves = []
     for row in rows:
         runs = study.runs(**{label: getattr(row, label) for label in LABELS})
-        curves.append(curve(row.model, [r for r in runs if r.name in chosen], "tokens", f"val/{quality}"))
-    figures = {}
-    if any(curves):
-        figures[f"{name}-{task}.png"] = learning_figure(
-            [c for c in curves if c], title=task, x_label="training tokens",
-            y_label=f"{QUALITIES.get(quality, quality)}, validation",
-        )  # fmt: skip
+        curves.append(curve(row.model, [run for run in runs if run.name in chosen], "tokens", f"val/{quality}"))
+    figures = figure_of(
+        f"{name}-{task}", curves, title=task, x_label="training tokens",
+        y_label=f"{QUALITIES.get(quality, quality)}, validation",
+    )  # fmt: skip
     paragraphs = [task_table(rows, rows[0].model), COMPARED]
     return Section(f"Comparison: {task}", study.command, about(study, task=task), paragraphs, figures)
 
@@ -144,7 +143,7 @@ def side_by_side(name: str, study: Study, rows: Sequence[Row]) -> Section:
 
 def surveys_of_task(study: Study, task: str) -> list[Survey]:
     """The laws of each model on a task, at the chosen learning rates; none where nothing is in bits per character."""
-    chosen = set(chosen_runs(study))
+    chosen = chosen_runs(study)
     runs = [run for run in study.runs(task=task) if run.name in chosen]
     return surveys_of(collect(Gathered(runs), METRIC).points, **FITS)
 
