@@ -10,8 +10,9 @@ from __future__ import annotations
 from functools import partial
 
 import numpy as np
+import torch
 
-from datamodules.base import Batch, SampleStream, TaskData, check_at_least
+from datamodules.base import IGNORED, Batch, SampleStream, TaskData, check_at_least
 from datamodules.randomness import Ints, random_bits, random_integers, stream_key
 from datamodules.recall_batches import Recall, Variant, recall_batch
 
@@ -31,10 +32,23 @@ def training_batch(seed: int, mixture: Sizes, recall: Recall, number: int, indic
 
 
 def eval_batch(
-    seed: int, split: str, seq_len: int, num_pairs: int, recall: Recall, number: int, indices_B: Ints
+    seed: int, split: str, seq_len: int, num_pairs: int, recall: Recall, by_value: bool, number: int, indices_B: Ints
 ) -> Batch:
     """Samples `indices_B` of a split at one size, whatever the batch."""
-    return recall_batch(seed, split, indices_B, seq_len, num_pairs, recall)
+    batch = recall_batch(seed, split, indices_B, seq_len, num_pairs, recall)
+    return turned_round(batch) if by_value else batch
+
+
+def turned_round(batch: Batch) -> Batch:
+    """The batch asked the other way: where a key was queried stands its value, and the key is what is looked for."""
+    inputs_BT, targets_BT = batch
+    queried_BT = targets_BT != IGNORED
+    return torch.where(queried_BT, targets_BT, inputs_BT), torch.where(queried_BT, inputs_BT, IGNORED)
+
+
+def slice_name(seq_len: int, num_pairs: int, by_value: bool) -> str:
+    """What a slice is called in metrics: TxN, or TxN-by-value."""
+    return f"{seq_len}x{num_pairs}{'-by-value' if by_value else ''}"
 
 
 class AssociativeRecall(TaskData):
@@ -45,6 +59,7 @@ class AssociativeRecall(TaskData):
         train_mixture: Sizes [T, N] trained on; every batch has one of them, each equally often.
         val_slices: Sizes [T, N] validated on.
         test_slices: Sizes [T, N] tested on.
+        test_by_value: Sizes [T, N] tested on with values as queries, whose keys are looked for; no part of the mean.
         random_non_queries: Fill what is left with random tokens, which may repeat a key; otherwise with zeros.
         power_a: The gap before a query has P(gap) proportional to gap^(a - 1); 1 is uniform.
         variant: Noise between the pairs, words of 1 to 3 tokens, or keys that get a second value.
@@ -66,6 +81,7 @@ class AssociativeRecall(TaskData):
         train_mixture: Sizes = ((64, 4), (128, 8), (256, 16), (256, 32), (256, 64)),
         val_slices: Sizes = ((64, 4), (128, 8), (256, 16), (256, 32), (256, 64)),
         test_slices: Sizes = ((64, 4), (64, 8), (64, 16), (128, 32), (256, 64), (512, 128), (1024, 256)),
+        test_by_value: Sizes | None = None,
         random_non_queries: bool = True,
         power_a: float = 0.01,
         variant: Variant = "standard",
@@ -89,14 +105,18 @@ class AssociativeRecall(TaskData):
         self.recall.check_parameters()
         self.train_mixture = train_mixture
         self.slices = {"validate": val_slices, "test": test_slices}
+        self.by_value = {"validate": (), "test": test_by_value or ()}
+        if test_by_value and variant == "fuzzy":
+            raise ValueError("--data.test_by_value asks with one token, and --data.variant fuzzy has longer words")
         for option, sizes in (
             ("train_mixture", train_mixture),
             ("val_slices", val_slices),
             ("test_slices", test_slices),
+            ("test_by_value", test_by_value),
         ):
-            if not sizes:
+            if not sizes and sizes is not None:
                 raise ValueError(f"--data.{option} is empty; give at least one size [T, N], such as [[64, 4]]")
-            for seq_len, num_pairs in sizes:
+            for seq_len, num_pairs in sizes or ():
                 self.recall.check_size(seq_len, num_pairs, option)
         self.vocab_size = vocab_size
         self.num_samples = {"validate": num_val_samples, "test": num_test_samples}
@@ -108,14 +128,19 @@ class AssociativeRecall(TaskData):
         return SampleStream("train", generate, self.hparams["samples_per_epoch"], self.batch_size, endless=True)
 
     def eval_streams(self, stage: str) -> list[SampleStream]:
-        """One stream a size, named TxN."""
+        """One stream a size, then those asked by value."""
         tokens = self.batch_size * max(seq_len for seq_len, _ in self.train_mixture)
+        slices = [(*size, False) for size in self.slices[stage]] + [(*size, True) for size in self.by_value[stage]]
         return [
             SampleStream(
-                f"{seq_len}x{num_pairs}",
-                partial(eval_batch, self.seed, stage, seq_len, num_pairs, self.recall),
+                slice_name(seq_len, num_pairs, by_value),
+                partial(eval_batch, self.seed, stage, seq_len, num_pairs, self.recall, by_value),
                 self.num_samples[stage],
                 self.rows_for(tokens, seq_len),
             )
-            for seq_len, num_pairs in self.slices[stage]
+            for seq_len, num_pairs, by_value in slices
         ]
+
+    def headline(self, stage: str) -> list[str]:
+        """The slices asked by key."""
+        return self.slice_names(stage)[: len(self.slices[stage])]

@@ -174,7 +174,6 @@ class TaskData(L.LightningDataModule):
     """
 
     metrics: tuple[str, ...] = ("accuracy",)
-    headline = "mean"  # of several slices, what stands for the whole: their mean, or the first
 
     def __init__(self, *, batch_size: int, num_workers: int, seed: int) -> None:
         super().__init__()
@@ -200,9 +199,13 @@ class TaskData(L.LightningDataModule):
         """Names of the loaders that val_dataloader ("validate") or test_dataloader ("test") returns, in order."""
         return [stream.name for stream in self.eval_streams(stage)]
 
+    def headline(self, stage: str) -> list[str]:
+        """Names of the slices whose mean stands for the whole: all, unless a task asks several questions."""
+        return self.slice_names(stage)
+
     def evaluation(self, stage: str) -> dict[str, Any]:
-        """How a stage is measured: by which metrics, over which slices, and what stands for them all."""
-        return {"metrics": self.metrics, "slices": self.slice_names(stage), "headline": self.headline}
+        """How a stage is measured: by which metrics, over which slices, and by which of them the whole."""
+        return {"metrics": self.metrics, "slices": self.slice_names(stage), "headline": self.headline(stage)}
 
     @property
     def description(self) -> dict[str, Any]:

@@ -80,6 +80,7 @@ class CharText(TaskData):
         split: Parts of the text, in order, for training, validation and test; 90/10 validates and tests on the same
             tenth, as published numbers of tiny-shakespeare do.
         test_seq_lens: Further window lengths to test at, beside seq_len.
+        test_chars: Characters of the test part, from its begin on, that are scored at each length; by default all.
         test_history: Characters before the tested part to read first, in one more test, whose window is all of them and
             the whole part; for models whose memory is cheap. 0 for no such test.
         batch_size: Sequences in a batch, over all processes.
@@ -88,7 +89,6 @@ class CharText(TaskData):
     """
 
     metrics = ("bits_per_char", "accuracy")
-    headline = "first"  # other window lengths are a different question
 
     def __init__(
         self,
@@ -98,6 +98,7 @@ class CharText(TaskData):
         seq_len: int = 256,
         split: Literal["90/5/5", "90/10"] = "90/5/5",
         test_seq_lens: list[int] | None = None,
+        test_chars: int | None = None,
         test_history: int = 0,
         batch_size: int = 16,
         num_workers: int = 0,
@@ -111,6 +112,9 @@ class CharText(TaskData):
         check_at_least(0, test_history=test_history)
         self.test_history = test_history
         self.test_seq_lens = list(dict.fromkeys([seq_len, *(test_seq_lens or [])]))
+        if test_chars is not None:
+            check_at_least(max(self.test_seq_lens), test_chars=test_chars)
+        self.test_chars = test_chars
 
     @cached_property
     def corpus(self) -> Corpus:
@@ -176,6 +180,8 @@ class CharText(TaskData):
     def eval_streams(self, stage: str) -> list[SampleStream]:
         """One stream a window length, named T=length, in `seq_len` first."""
         ids = self.parts[stage]
+        if stage == "test" and self.test_chars is not None:
+            ids = ids[: self.test_chars + 1]  # the first is read, and not scored
         streams = [
             SampleStream(
                 f"T={seq_len}",
@@ -189,6 +195,10 @@ class CharText(TaskData):
             generate = partial(history_batch, self.history, ids)
             streams.append(SampleStream(f"history={self.test_history}", generate, 1, self.rows_for(1, 1)))
         return streams
+
+    def headline(self, stage: str) -> list[str]:
+        """The trained length: other windows are a different question."""
+        return self.slice_names(stage)[:1]
 
     @property
     def history(self) -> NDArray[Any]:

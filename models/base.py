@@ -261,12 +261,14 @@ class LanguageModel(L.LightningModule):
         self._eval_metrics[slice_idx].update(logits_NV, targets_BT, free)
 
     def _finish_evaluation(self, prefix: str) -> None:
-        results = [metrics.compute() for metrics in self._eval_metrics]
-        headline = results[:1] if self._evaluation.headline == "first" else results
-        for name in results[0]:
-            self.log(f"{prefix}/{name}", sum(r[name] for r in headline) / len(headline), prog_bar=name == "loss")
+        computed = (metrics.compute() for metrics in self._eval_metrics)
+        results = dict(zip(self._slice_names, computed, strict=True))
+        headline = self._evaluation.headline or self._slice_names
+        for name in results[headline[0]]:
+            mean = sum(results[slice_name][name] for slice_name in headline) / len(headline)
+            self.log(f"{prefix}/{name}", mean, prog_bar=name == "loss")
             if len(results) > 1:
-                for slice_name, result in zip(self._slice_names, results, strict=True):
+                for slice_name, result in results.items():
                     self.log(f"{prefix}/{name}/{slice_name}", result[name])
 
     def free_running(self, batch: Batch) -> Tensor:

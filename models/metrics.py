@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, get_args, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,6 @@ from torchmetrics.classification import MulticlassAccuracy
 
 IGNORED = -100  # target of a position that is not scored
 METRICS = ("bits_per_char", "accuracy", "exact_match", "free_running_exact_match")
-Headline = Literal["mean", "first"]
 
 
 class CrossEntropy(Metric):
@@ -84,20 +83,21 @@ class Evaluation:
     Attributes:
         metrics: Names of `METRICS`, beside the loss, which is always measured.
         slices: Names of the split's loaders, in order; where there are none, loaders are numbered.
-        headline: What stands for the whole of several slices: their mean, or the first.
+        headline: Names of the slices whose mean stands for the whole; where there are none, all.
     """
 
     metrics: Sequence[str] = ("bits_per_char", "accuracy")
     slices: Sequence[str] = ()
-    headline: Headline = "mean"
+    headline: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         """Raise ValueError naming what is unknown."""
         for name in self.metrics:
             if name not in METRICS:
                 raise ValueError(f"no such metric: {name}; choose among {', '.join(METRICS)}")
-        if self.headline not in get_args(Headline):
-            raise ValueError(f"no such headline: {self.headline}; choose {' or '.join(get_args(Headline))}")
+        for name in self.headline:
+            if name not in self.slices:
+                raise ValueError(f"no such slice for the headline: {name}; choose among {', '.join(self.slices)}")
 
     def slice_names(self, num_loaders: int) -> list[str]:
         """The names of so many loaders; ValueError if others are named."""

@@ -6,12 +6,11 @@ sizes of its stages, so that all stages together cost what the run from scratch 
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from app.study.study import Planned
+from app.study.study import Planned, as_options
 
 Sizes = dict[str, int]
 GROUPS = ("num_param_tokens", "num_ffn_param_tokens")
@@ -127,13 +126,6 @@ def cost(scale: Scale, sizes: Sizes, vocab_size: int) -> tuple[float, int]:
     return float(flops), model.num_parameters()
 
 
-def options(prefix: str, values: Mapping[str, Any]) -> list[str]:
-    """Values as options of `fit`."""
-    return [
-        f"--{prefix}.{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in values.items()
-    ]
-
-
 def fit_options(scale: Scale, corpus: str, seed: int, sizes: Sizes, steps: int) -> list[str]:
     """Options of one fit without growth."""
     trainer = {
@@ -143,10 +135,10 @@ def fit_options(scale: Scale, corpus: str, seed: int, sizes: Sizes, steps: int) 
         "limit_test_batches": scale.test_batches,
     }
     return [
-        "--model=TokenFormer", *options("model", scale.model | sizes),
-        "--data=CharText", *options("data", {"corpus": corpus} | scale.data),
-        *options("optim", scale.optim), "--samples.max_new_tokens=0", f"--seed_everything={seed}",
-        *options("trainer", trainer), *scale.trainer,
+        "--model=TokenFormer", *as_options("model", scale.model | sizes),
+        "--data=CharText", *as_options("data", {"corpus": corpus} | scale.data),
+        *as_options("optim", scale.optim), "--samples.max_new_tokens=0", f"--seed_everything={seed}",
+        *as_options("trainer", trainer), *scale.trainer,
     ]  # fmt: skip
 
 
@@ -156,9 +148,9 @@ def growth_options(scale: Scale, recipe: Recipe, stages: Sequence[Sizes], steps:
     growth = {"steps": begins} | {group: [sizes[group] for sizes in stages[1:]] for group in GROUPS}
     growth |= {"init": recipe.init, "tau": recipe.tau, "carry": recipe.carry}
     growth["rewarm_steps"] = scale.rewarm_steps if recipe.rewarm else 0
-    restart = options("optim", {"restart_steps": begins}) if recipe.restart else []
+    restart = as_options("optim", {"restart_steps": begins}) if recipe.restart else []
     jump = [f"--trainer.callbacks+={JUMP}", f"--trainer.callbacks.num_batches={scale.val_batches}"]
-    return [*options("growth", growth), *restart, *jump]
+    return [*as_options("growth", growth), *restart, *jump]
 
 
 def check_stages(name: str, steps: Sequence[int], scale: Scale) -> None:

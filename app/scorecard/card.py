@@ -91,17 +91,25 @@ class Scorecard:
     relatives: str = ""
     about: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def verdicts(self) -> dict[str, bool | None]:
+        """Whether each requirement is passed."""
+        return {finding.requirement: finding.passed for finding in self.findings}
+
     def plain(self) -> dict[str, Any]:
         """The scorecard as it stands in the JSON file."""
-        passed = {finding.requirement: finding.passed for finding in self.findings}
-        return {"model": self.model, "passed": passed} | asdict(self)
+        return {"model": self.model, "passed": self.verdicts} | asdict(self)
 
     @classmethod
     def of(cls, plain: dict[str, Any]) -> Scorecard:
         """The scorecard that `plain` was made of."""
         findings = tuple(
-            Finding(one["requirement"], one["headline"], tuple(Measure(**measure) for measure in one["measures"]))
-            for one in plain["findings"]
+            Finding(
+                finding["requirement"],
+                finding["headline"],
+                tuple(Measure(**measure) for measure in finding["measures"]),
+            )
+            for finding in plain["findings"]
         )
         return cls(plain["model"], findings, plain["relatives"], plain["about"])
 

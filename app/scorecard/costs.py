@@ -119,7 +119,7 @@ def measure_costs(
         if T >= FIT_FROM:
             alone[T] = batches[T] if is_alone else often(T, tokens=T)
             memory[T] = training_bytes(compared, T, device, tokens=T)
-    streams = {name: Stream(one, device) for name, one in compared.items()}
+    streams = {name: Stream(of_two, device) for name, of_two in compared.items()}
     for T in seq_lens:
         tell(f"measuring decoding at T = {T:,} ...")
         decoding[T] = decoding_seconds(streams, T, device, repeats=timing.repeats, budget=timing.seconds)

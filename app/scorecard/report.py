@@ -23,13 +23,13 @@ def report_card(card: Scorecard, folder: Path, console: Console) -> Scorecard:
 
 
 def report_all_cards(cards: Sequence[Scorecard], out: Path, console: Console) -> None:
-    """Print and write the table of all models, if there are several, and say where all this was measured."""
+    """Print and write the table of all models, if there are several, and say on what machine it was measured."""
     if len(cards) > 1:
         console.print(summary_table(cards), highlight=False)
         write_text(out / "scorecard.md", summary_markdown(cards))
         write_json(out / "scorecard.json", {"cards": [card.plain() for card in cards]}, indent=2)
     machine_names = ", ".join(f"{key} {value}" for key, value in cards[0].about["machine"].items())
-    console.print(f"{machine_names}; results in {out}", highlight=False)
+    console.print(machine_names, highlight=False)
 
 
 def write_events(folder: Path, card: Scorecard) -> None:

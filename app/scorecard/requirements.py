@@ -5,19 +5,22 @@ Nothing here knows a model by name: a finding is a function of numbers, the cand
 
 from __future__ import annotations
 
+import math
 import statistics
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from functools import partial
-from operator import itemgetter
 
 from app.output.numbers import number
-from app.scorecard.binding import ROLES
-from app.scorecard.candidates import Spec
+from app.scorecard.candidates import Spec, body_parameters, fingerprint
 from app.scorecard.card import Finding, Measure
 from app.scorecard.costs import Costs, Streamed
 from app.scorecard.operations import Probed
-from app.scorecard.training import BINDING, LONGER, TASKS, Job, Learning, Trained, Values
+from app.scorecard.training import BINDING, EASIEST, TASKS, Learning, result
+from app.study.study import Record, Study
+from callbacks.atomic import finite
+from datamodules.associative_recall import slice_name
+from datamodules.binding import ROLES
 
 # A model of T^2 measures 1.6 to 1.8 between 1,024 and 16,384, as its linear part counts too; T^1.5 or less passes.
 TIME_EXPONENT = 1.5
@@ -43,26 +46,11 @@ ANSWERS_BACKWARDS = 0.05
 # Each shortcut (last token, first token, both without order) is right in half of all cases at most.
 BINDS = 0.75
 
-
-@dataclass(frozen=True)
-class Trainings:
-    """All jobs that were run."""
-
-    found: Sequence[tuple[Job, Trained]]
-
-    def of(self, spec: Spec, task: str) -> list[Trained]:
-        """Those of one configuration on one task, a seed each."""
-        return [trained for job, trained in self.found if job.spec == spec and job.task == task]
-
-    def mean(self, spec: Spec, task: str, read: Callable[[Values], float]) -> float | None:
-        """The mean over the seeds of what `read` takes of the values; None where the task was not trained."""
-        values = [read(trained.values) for trained in self.of(spec, task)]
-        return statistics.mean(values) if values else None
-
-    def spread(self, spec: Spec, task: str, read: Callable[[Values], float]) -> float | None:
-        """Their standard deviation, if there are several."""
-        values = [read(trained.values) for trained in self.of(spec, task)]
-        return statistics.stdev(values) if len(values) > 1 else None
+Reading = Callable[[Record], float]
+ACCURACY, BITS = (partial(result, metric=metric) for metric in ("accuracy", "bits_per_char"))
+BY_KEY, BY_VALUE = (
+    partial(result, metric=f"accuracy/{slice_name(*EASIEST, by_value=by_value)}") for by_value in (False, True)
+)
 
 
 @dataclass(frozen=True)
@@ -73,16 +61,29 @@ class Measured:
     one_layer: Spec
     two_layers: Spec
     learning: Learning
-    trainings: Trainings
+    study: Study
     probed: tuple[Probed, Probed]
     costs: Costs
     streamed: tuple[Streamed, Streamed]
 
-    def learned(self, task: str, read: Callable[[Values], float]) -> tuple[float | None, float | None, float | None]:
-        """The candidate's mean, the baseline's, and the spread of the candidate's."""
-        mean = self.trainings.mean
-        spread = self.trainings.spread(self.candidate, task, read)
-        return mean(self.candidate, task, read), mean(self.one_layer, task, read), spread
+    def records(self, spec: Spec, task: str) -> list[Record]:
+        """Those of one configuration's trainings on one task, a seed each."""
+        return [run.record for run in self.study.runs(spec=asdict(spec), task=task)]
+
+    def mean(self, spec: Spec, task: str, read: Reading) -> float | None:
+        """The mean over the seeds of what `read` takes of the records; None where the task was not trained."""
+        values = [read(record) for record in self.records(spec, task)]
+        return statistics.mean(values) if values else None
+
+    def spread(self, spec: Spec, task: str, read: Reading) -> float | None:
+        """Their standard deviation, if there are several, and all finite."""
+        values = [read(record) for record in self.records(spec, task)]
+        return statistics.stdev(values) if len(values) > 1 and all(map(math.isfinite, values)) else None
+
+    def learned(self, task: str, read: Reading) -> tuple[float | None, float | None, float | None]:
+        """The candidate's mean, the baseline's (None, too, if it is not finite), and the spread of the candidate's."""
+        ours, theirs = (self.mean(spec, task, read) for spec in (self.candidate, self.one_layer))
+        return ours, finite(theirs), self.spread(self.candidate, task, read)
 
 
 def sub_quadratic(m: Measured) -> Finding:
@@ -117,15 +118,15 @@ def parallel(m: Measured) -> Finding:
 
 def copying(m: Measured) -> Measure:
     """Mean accuracy over all lengths."""
-    ours, theirs, spread = m.learned("copying", itemgetter("accuracy"))
+    ours, theirs, spread = m.learned("copying", ACCURACY)
     bar = max(theirs or 0.0, LEARNED)
     return Measure.at_least("copying, accuracy (lengths 64 to 1,024)", ours, bar, baseline=theirs, spread=spread)
 
 
 def recall(m: Measured) -> Measure:
     """Mean accuracy over all sizes, against one layer and two."""
-    ours, theirs, spread = m.learned("recall", itemgetter("accuracy"))
-    two_layers = m.trainings.mean(m.two_layers, "recall", itemgetter("accuracy"))
+    ours, theirs, spread = m.learned("recall", ACCURACY)
+    two_layers = finite(m.mean(m.two_layers, "recall", ACCURACY))
     bar = max(theirs or 0.0, two_layers or 0.0, LEARNED)
     note = "" if two_layers is None else f"two layers: {number(two_layers)}"
     return Measure.at_least("recall, accuracy", ours, bar, baseline=theirs, spread=spread, note=note)
@@ -133,7 +134,7 @@ def recall(m: Measured) -> Measure:
 
 def char_text(m: Measured) -> Measure:
     """Bits per character at the trained length."""
-    ours, theirs, spread = m.learned("char_text", itemgetter(f"bits/{m.learning.seq_len}"))
+    ours, theirs, spread = m.learned("char_text", BITS)
     bar = BITS_PER_CHAR if theirs is None else min(theirs, BITS_PER_CHAR)
     return Measure.at_most("char LM, bits per character", ours, bar, baseline=theirs, spread=spread)
 
@@ -145,18 +146,17 @@ def three_tasks(m: Measured) -> Finding:
     return Finding("as good on the three tasks", f"{passed} of {len(measures)}", measures)
 
 
-def bits_added(seq_len: int, longer: int, values: Values) -> float:
-    """Bits per character in longer windows, over those in windows of `seq_len`."""
-    return values[f"bits/{longer}"] - values[f"bits/{seq_len}"]
+def bits_added(seq_len: int, record: Record) -> float:
+    """Bits per character in windows of `seq_len`, over those at the trained length."""
+    return result(record, f"bits_per_char/T={seq_len}") - BITS(record)
 
 
 def longer_windows(m: Measured) -> list[Measure]:
     """Bits per character at longer windows, over those at the trained length."""
-    trained = m.learning.seq_len
     measures = []
-    for times in LONGER[1:]:
-        ours, theirs, spread = m.learned("char_text", partial(bits_added, trained, times * trained))
-        name = f"windows {times}x as long, bits added"
+    for seq_len in m.learning.seq_lens[1:]:
+        ours, theirs, spread = m.learned("char_text", partial(bits_added, seq_len))
+        name = f"windows {seq_len // m.learning.seq_len}x as long, bits added"
         measures.append(Measure.at_most(name, ours, LENGTH_TOLERANCE, baseline=theirs, spread=spread))
     return measures
 
@@ -166,7 +166,7 @@ def long_stream(m: Measured) -> list[Measure]:
     ours, theirs = m.streamed
     growth, growth_of_baseline = (last / max(first, 1) for first, last in (ours.state_bytes, theirs.state_bytes))
     note = f"tenths of {ours.tokens:,} tokens, of {ours.wanted:,}"
-    found = [
+    measures = [
         Measure.at_most(
             "stream, time of a token: end / start", ours.slowdown, STREAM_SLOWDOWN, baseline=theirs.slowdown,
             note=note,
@@ -174,8 +174,8 @@ def long_stream(m: Measured) -> list[Measure]:
         Measure.at_most("stream, bytes of state: end / start", growth, 1.0, baseline=growth_of_baseline),
     ]  # fmt: skip
     if ours.tokens < ours.wanted:
-        return [replace(one, passed=None) if one.passed else one for one in found]
-    return found
+        return [replace(measure, passed=None) if measure.passed else measure for measure in measures]
+    return measures
 
 
 def no_maximum_length(m: Measured) -> Finding:
@@ -200,24 +200,26 @@ def faster(m: Measured) -> Finding:
 
 def no_task_rules(m: Measured) -> Finding:
     """The same configuration in every task."""
-    found = {trained.fingerprint for task in (*TASKS, BINDING) for trained in m.trainings.of(m.candidate, task)}
+    records = [record for task in (*TASKS, BINDING) for record in m.records(m.candidate, task)]
+    fingerprints = sorted(set(map(fingerprint, records)))
     name = "configurations, vocabulary left out"
-    measure = Measure.at_most(name, len(found), 1, note=", ".join(sorted(found)))
-    return Finding("no task rules", f"{len(found)} config", (measure,))
+    measure = Measure.at_most(name, len(fingerprints) or None, 1, note=", ".join(fingerprints))
+    return Finding("no task rules", f"{len(fingerprints)} config", (measure,))
 
 
 def fewer_parameters(m: Measured) -> Finding:
     """Below the baseline's in every task, and the same but for the vocabulary."""
     measures, ratios, bodies = [], [], set()
     for task in TASKS:
-        ours, theirs = ([t.parameters for t in m.trainings.of(spec, task)] for spec in (m.candidate, m.one_layer))
+        records = m.records(m.candidate, task)
+        ours, theirs = ([r["parameters"] for r in m.records(spec, task)] for spec in (m.candidate, m.one_layer))
         name = f"parameters, {task}"
         if not ours or not theirs:
             measures.append(Measure(name, None, "< Transformer's"))
             continue
         measures.append(Measure.below(name, ours[0], theirs[0], baseline=theirs[0]))
         ratios.append(ours[0] / theirs[0])
-        bodies |= {trained.body_parameters for trained in m.trainings.of(m.candidate, task)}
+        bodies |= {body_parameters(record) for record in records}
     note = ", ".join(f"{body:,} parameters" for body in sorted(bodies))
     measures.append(Measure.at_most("sizes, vocabulary left out", len(bodies) or None, 1, note=note))
     return Finding("fewer parameters", f"x {number(max(ratios))}" if ratios else "", tuple(measures))
@@ -235,8 +237,8 @@ def new_method(m: Measured) -> Finding:
 
 def one_way(m: Measured) -> list[Measure]:
     """Recall by key, and not by value; the second says nothing of a model that does not recall."""
-    ours, theirs, spread = m.learned("recall", itemgetter("by_key"))
-    back, back_of_baseline, _ = m.learned("recall", itemgetter("by_value"))
+    ours, theirs, spread = m.learned("recall", BY_KEY)
+    back, back_of_baseline, _ = m.learned("recall", BY_VALUE)
     does_not = ours is not None and not ours >= RECALLS
     by_key = Measure.at_least(
         "asked by key, answers its value", ours, RECALLS, baseline=theirs, spread=spread,
@@ -250,7 +252,7 @@ def one_way(m: Measured) -> list[Measure]:
 
 def bound(m: Measured) -> Finding:
     """Asymmetric, ordered, compositional."""
-    own, *confused = (m.learned(BINDING, itemgetter(role)) for role in ROLES)
+    own, *confused = (m.learned(BINDING, partial(result, metric=f"accuracy/{role}")) for role in ROLES)
     asked = ("b a", "a c", "d b")
     measures = [
         *one_way(m),

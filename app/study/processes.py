@@ -229,6 +229,7 @@ def outcome(record: Record) -> str:
     """How a run ended, in a few words."""
     if diverged(record):
         return "diverged"
-    values = {key.removeprefix("val/"): value for key, value in record["final"].items() if key.startswith("val/")}
+    split, results = ("val/", record["final"]) if record["final"] else ("test/", record.get("test", {}))
+    values = {key.removeprefix(split): value for key, value in results.items() if key.startswith(split)}
     shown = ", ".join(f"{name.replace('_', ' ')} {values[name]:.4g}" for name in ("loss", "accuracy") if name in values)
     return f"{shown}, {record['seconds']:.0f} s"

@@ -8,7 +8,7 @@ read. It is written whole or not at all, after every run. What needs PyTorch is 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -102,6 +102,13 @@ def study_of(
         study.plan.append(Planned(name, run.labels, []))
         study.records[name] = read_by_reports(run.record)
     return study
+
+
+def as_options(prefix: str, values: Mapping[str, Any]) -> list[str]:
+    """Values as options of `fit` that begin with `--prefix.`."""
+    return [
+        f"--{prefix}.{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in values.items()
+    ]
 
 
 def compact(record: Record) -> Record:

@@ -108,6 +108,18 @@ def test_the_history_is_read_and_not_scored(text_file):
     assert task.decode(targets[0, 99:].tolist()) == text[380:]
 
 
+def test_a_test_of_fewer_characters_scores_the_same_at_all_lengths(text_file):
+    text = "".join(chr(ord("a") + i * i % 23) for i in range(4000))
+    task = CharText(corpus=text_file(text), seq_len=8, test_seq_lens=[32, 20], test_chars=64, test_history=100)
+    firsts = (3801, 3801, 3801, 3800)  # what comes before the first character is known in the history alone
+    for loader, first in zip(task.test_dataloader(), firsts, strict=True):
+        targets = torch.cat([targets.flatten() for _, targets in loader])
+        assert task.decode(targets[targets != IGNORED].tolist()) == text[first:3865]
+    assert sum((targets != IGNORED).sum() for _, targets in task.val_dataloader()[0]) == 199
+    with pytest.raises(ValueError, match="--data.test_chars is 31; it must be at least 32"):
+        CharText(seq_len=8, test_seq_lens=[32], test_chars=31)
+
+
 def test_two_processes_read_the_batch_of_one(tiny_text):
     stream = CharText(corpus=str(tiny_text), seq_len=20, batch_size=6).train_stream()
     parts = [stream.read(rank, 2, 5)[0] for rank in range(2)]

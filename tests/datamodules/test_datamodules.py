@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from jsonargparse import ArgumentParser
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
-from datamodules import AssociativeRecall, Copying, StreamLoader, TaskData
+from datamodules import AssociativeRecall, Binding, Copying, StreamLoader, TaskData
 from datamodules.base import IGNORED, SampleStream
+from datamodules.binding import binding_batch
 from datamodules.copying import BLANK, BOS, SEP, copying_batch
 from datamodules.randomness import (
     first_distinct,
@@ -227,14 +228,97 @@ def test_training_sizes_cover_the_mixture():
     assert set(seen) == {(16, 2), (24, 3)}
 
 
+def test_recall_is_asked_by_value_too_and_the_headline_is_of_keys_alone():
+    task = AssociativeRecall(test_slices=((16, 2), (24, 3)), test_by_value=((24, 3),), num_test_samples=5)
+    assert task.slice_names("test") == ["16x2", "24x3", "24x3-by-value"]
+    assert task.headline("test") == ["16x2", "24x3"]
+    assert task.slice_names("validate") == task.headline("validate")
+    _, by_key, by_value = task.eval_streams("test")
+    (inputs, targets), (turned_inputs, turned_targets) = by_key.read(0, 1, 0), by_value.read(0, 1, 0)
+    queried = targets != IGNORED
+    assert torch.equal(turned_inputs[queried], targets[queried])
+    assert torch.equal(turned_targets[queried], inputs[queried])
+    assert torch.equal(turned_inputs[~queried], inputs[~queried])
+    assert (turned_targets[~queried] == IGNORED).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"test_by_value": ((16, 9),)}, "--data.test_by_value \\[16, 9\\]"),
+        ({"test_by_value": ()}, "--data.test_by_value is empty"),
+        ({"test_by_value": ((64, 4),), "variant": "fuzzy"}, "--data.test_by_value .* --data.variant fuzzy"),
+    ],
+)
+def test_recall_by_value_is_checked(options, words):
+    with pytest.raises(ValueError, match=words):
+        AssociativeRecall(**options)
+
+
+# Binding --------------------------------------------------------------------------------------------------------------
+
+SHORTCUTS = {  # which stored key each takes for the one asked, and whose value "a b" is answered with, how often
+    "none": (lambda key, asked: key == asked, {"own": 1}),
+    "last token": (lambda key, asked: key[1] == asked[1], {"own": 0.5, "last": 0.5}),
+    "first token": (lambda key, asked: key[0] == asked[0], {"own": 0.5, "first": 0.5}),
+    "no order": (lambda key, asked: sorted(key) == sorted(asked), {"own": 0.5, "swapped": 0.5}),
+}
+
+
+def look_up(tokens, at, is_like):
+    """The value of the first stored entry whose key is like the tokens that end at `at`."""
+    stored = [tokens[start : start + 3] for start in range(0, 12, 3)]
+    return next(value for *key, value in stored if is_like(key, tokens[at - 1 : at + 1]))
+
+
+def test_each_key_asks_for_its_own_value_and_no_answer_is_read():
+    inputs, targets = BINDING(indices_B=np.arange(50))
+    assert inputs.shape == targets.shape == (50, 24)
+    for tokens, labels in zip(inputs.tolist(), targets.tolist(), strict=True):
+        scored = [at for at in range(24) if labels[at] != IGNORED]
+        assert scored == [13, 16, 19, 22]
+        assert [tokens[at + 1] for at in scored] == [0] * 4
+        assert [labels[at] for at in scored] == [look_up(tokens, at, SHORTCUTS["none"][0]) for at in scored]
+        assert len(set(tokens[2:12:3])) == len({tuple(tokens[start : start + 2]) for start in range(0, 12, 3)}) == 4
+        assert all(32 <= token < 64 for token in tokens[2:12:3])
+        assert all(1 <= token < 32 for at in scored for token in tokens[at - 1 : at + 1])
+
+
+@pytest.mark.parametrize("shortcut", SHORTCUTS)
+def test_the_test_tells_by_which_shortcut_a_model_binds(shortcut):
+    is_like, expected = SHORTCUTS[shortcut]
+    task = Binding(num_test_samples=400)
+    shares = {}
+    for loader in task.test_dataloader():
+        right = [
+            labels[at] == look_up(tokens, at, is_like)
+            for tokens, labels in rows_of(loader)
+            for at in range(24)
+            if labels[at] != IGNORED
+        ]
+        assert len(right) == 400
+        shares[task.slice_names("test")[len(shares)]] = sum(right) / 400
+    assert sum(shares.values()) == 1
+    assert shares == pytest.approx({"own": 0, "swapped": 0, "first": 0, "last": 0} | expected, abs=0.1)
+    assert task.headline("test") == ["own"]
+
+
+def test_binding_needs_four_tokens_for_its_keys():
+    with pytest.raises(ValueError, match="--data.vocab_size is 9; it must be at least 10"):
+        Binding(vocab_size=9)
+    assert Binding(vocab_size=10).train_stream().read(0, 1, 0)[0].max() < 10
+
+
 # Who draws a sample does not matter -----------------------------------------------------------------------------------
 
 
-GENERATORS = [
+COPYING_AND_RECALL = [
     partial(copying_batch, 1, "test", length=6, vocab_size=9),
     partial(copying_batch, 1, "test", length=6, vocab_size=9, num_blanks=5),
     *(partial(recall_batch, 1, "test", seq_len=80, num_pairs=6, recall=Recall(64, variant=v)) for v in VARIANTS),
 ]
+BINDING = partial(binding_batch, 1, "test")
+GENERATORS = [*COPYING_AND_RECALL, BINDING]
 
 
 @pytest.mark.parametrize("generate", GENERATORS)
@@ -257,13 +341,16 @@ def test_samples_splits_and_seeds_differ(generate):
         assert not torch.equal(inputs, other[0])
 
 
-def test_the_data_have_not_changed():
+@pytest.mark.parametrize(
+    ("generators", "digits"), [(COPYING_AND_RECALL, "ce97a2d2029b15b6"), ([BINDING], "c9b640ddc643edf5")]
+)
+def test_the_data_have_not_changed(generators, digits):
     """Published numbers stand on these very samples: a change of these sums is a change of every task."""
     digest = hashlib.sha256()
-    for generate in GENERATORS:
+    for generate in generators:
         for tensor in generate(indices_B=np.arange(5)):
             digest.update(tensor.numpy().astype("<i8").tobytes())
-    assert digest.hexdigest()[:16] == "ce97a2d2029b15b6"
+    assert digest.hexdigest()[:16] == digits
 
 
 def rows_of(batches):
@@ -289,6 +376,7 @@ def test_ranks_together_read_the_training_batch_of_one_process(world_size, numbe
     for task in (
         Copying(batch_size=6, max_length=12),
         AssociativeRecall(batch_size=6, train_mixture=((16, 2), (24, 3))),
+        Binding(batch_size=6),
     ):
         stream = task.train_stream()
         parts = [stream.read(rank, world_size, number) for rank in range(world_size)]
@@ -349,7 +437,7 @@ def test_a_training_loader_goes_on_and_an_evaluation_loader_begins_again(num_wor
 
 
 def test_streams_travel_to_worker_processes():
-    for task in (Copying(), AssociativeRecall()):
+    for task in (Copying(), AssociativeRecall(test_by_value=((64, 4),)), Binding()):
         for stream in (task.train_stream(), *task.eval_streams("test")):
             copy = pickle.loads(pickle.dumps(stream))
             assert rows_of([copy.read(0, 1, 1)]) == rows_of([stream.read(0, 1, 1)])

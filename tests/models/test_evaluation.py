@@ -10,8 +10,8 @@ from models import LanguageModel, Transformer
 ROWS, SEQ_LEN, VOCAB_SIZE = 8, 16, 5
 
 
-def loader() -> DataLoader:
-    rows = torch.randint(VOCAB_SIZE, (ROWS, SEQ_LEN + 1), generator=torch.Generator().manual_seed(1))
+def loader(seed: int = 1) -> DataLoader:
+    rows = torch.randint(VOCAB_SIZE, (ROWS, SEQ_LEN + 1), generator=torch.Generator().manual_seed(seed))
     return DataLoader([(row[:-1], row[1:]) for row in rows], batch_size=4)
 
 
@@ -26,7 +26,7 @@ class Said(L.LightningDataModule):
         return self.said
 
     def val_dataloader(self):
-        return [loader(), loader()]
+        return [loader(), loader(2)]
 
 
 def trainer(**options) -> L.Trainer:
@@ -63,7 +63,8 @@ def test_several_plain_loaders_are_numbered_slices(model):
 
 
 def test_a_datamodule_says_how_it_is_measured(model):
-    results = validate(model, Said(metrics=("exact_match",), slices=("near", "far"), headline="first"))
+    results = validate(model, Said(metrics=("exact_match",), slices=("near", "far"), headline=("far",)))
+    assert results["val/loss"] == results["val/loss/far"] != results["val/loss/near"]
     assert results.keys() == {
         f"val/{name}{where}" for name in ("loss", "exact_match") for where in ("", "/near", "/far")
     }
@@ -75,7 +76,7 @@ def test_a_datamodule_says_how_it_is_measured(model):
         ({"metric": ("accuracy",)}, "metric"),
         ({"metrics": ("acuracy",)}, "acuracy.*bits_per_char, accuracy"),
         ({"slices": ("near",)}, "near.*2"),
-        ({"slices": ("near", "far"), "headline": "fist"}, "fist.*mean or first"),
+        ({"slices": ("near", "far"), "headline": ("fat",)}, "fat.*near, far"),
     ],
     ids=["name", "metric", "slices", "headline"],
 )

@@ -36,7 +36,7 @@ ADDED = {"RunningMean": "models/running_mean.py", "Parity": "datamodules/parity.
 EXPERIMENT = "app/configs/experiment/copying/running_mean.yaml"  # of the added model
 FENCE = re.compile(r"^```(\S+)[ ]?(\S*)\n(.*?)^```$", re.M | re.S)
 OPTION = re.compile(r"(?<![\w-])--([a-z]\w*(?:\.\w+)*(?:\.\*)?)")
-PLANNED = ("compare", "growth-study")  # verbs whose --print_commands checks a plan
+PLANNED = ("compare", "growth-study", "scorecard")  # verbs whose --print_commands checks a plan
 PROGRAMS = ("python", "torchrun", "srun", "make", "tensorboard", "conda", "source", "git")
 
 

@@ -1,26 +1,25 @@
-"""What a scorecard measures: operations and pairs on toy mixers, binding on oracles, streams on a made-up clock."""
+"""What a scorecard measures: operations and pairs on toy mixers, streams on a made-up clock, the plan of trainings."""
 
 import math
-import multiprocessing
-from dataclasses import replace
+from collections import Counter
+from dataclasses import asdict, replace
+from inspect import signature
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from app.__main__ import main
 from app.benchmark.mixers import TRAINING
-from app.cli.groups import OptionGroup
-from app.scorecard import binding, candidates, costs
+from app.scorecard import candidates, costs
 from app.scorecard import operations as probes
 from app.scorecard import training as learning
-from app.scorecard.training import Job, Learning
+from app.scorecard.command import MODEL_OPTIONS, OPTIM_OPTIONS
+from app.scorecard.training import Learning
+from models import Transformer
 from models.base import LanguageModel
-from models.metrics import IGNORED
 from models.optim import Optim
-
-TINY = Learning(2, 2, 2, 2, copying_rows=2, recall_rows=1, char_rows=2, binding_rows=4, seq_len=8, test_rows=1, test_chars=1000)  # fmt: skip  # noqa: E501
-
 
 # Dispatched operations ------------------------------------------------------------------------------------------------
 
@@ -115,37 +114,49 @@ def test_a_watch_counts_exactly():
 # Candidates -----------------------------------------------------------------------------------------------------------
 
 
+def candidate(name, *options, optim=()):
+    """A candidate by options as they are typed."""
+    model = replace(MODEL_OPTIONS, value=name, options=options)
+    return candidates.candidate(name, model, replace(OPTIM_OPTIONS, options=optim), "help")
+
+
+def record(spec, vocab_size):
+    """What the record of a training says of its model."""
+    model = spec.build(vocab_size)
+    about = {"model": spec.model, "model_options": dict(model.hparams), "optim": asdict(spec.optim)}
+    return about | {"parameters": model.num_parameters()}
+
+
 def test_any_option_changes_the_fingerprint_but_not_the_vocabulary():
-    spec = candidates.candidate("Transformer", OptionGroup("Transformer"), OptionGroup(), "help")
-    first = candidates.fingerprint(spec.build(5))
-    assert candidates.fingerprint(spec.build(6)) == first
+    spec = candidate("Transformer")
+    first = candidates.fingerprint(record(spec, 5))
+    assert candidates.fingerprint(record(spec, 6)) == first
     others = {
         "d_model": 64, "num_layers": 2, "num_heads": 4, "rope_base": 10.0, "ffn_ratio": 2, "token_shift": True,
         "tie_embeddings": True, "dropout": 0.5, "compile": True,
     }  # fmt: skip
-    assert others.keys() == spec.options.keys()
+    assert others.keys() == signature(Transformer).parameters.keys() - {"vocab_size"}
     changed = [replace(spec, options=spec.options | {name: value}) for name, value in others.items()]
     changed.append(replace(spec, optim=replace(spec.optim, beta2=0.9)))
-    assert len({first, *(candidates.fingerprint(one.build(5)) for one in changed)}) == len(changed) + 1
+    assert len({first, *(candidates.fingerprint(record(one, 5)) for one in changed)}) == len(changed) + 1
 
 
 def test_a_candidate_has_one_layer_and_the_recipe_unless_told_otherwise():
-    plain = candidates.candidate("PotatoLM", OptionGroup("PotatoLM"), OptionGroup(), "help")
+    plain = candidate("PotatoLM")
     assert plain.options["num_layers"] == 1
     assert plain.optim == Optim(optimizer="muon", learning_rate=1e-2, weight_decay=0.0)
-    model = OptionGroup("PotatoLM", ("--model.num_layers", "2", "--model.token_shift=true"))
-    told = candidates.candidate("PotatoLM", model, OptionGroup(None, ("--optim.learning_rate", "3e-3")), "help")
+    options = ("--model.num_layers", "2", "--model.token_shift=true")
+    told = candidate("PotatoLM", *options, optim=("--optim.learning_rate", "3e-3"))
     assert (told.options["num_layers"], told.options["token_shift"]) == (2, True)
     assert told.optim == replace(plain.optim, learning_rate=3e-3)
 
 
 def test_the_body_leaves_out_what_comes_with_the_vocabulary():
-    spec = candidates.baseline(16)
-    assert {candidates.body_parameters(spec, vocab_size) for vocab_size in (16, 32, 77)} == {12 * 16**2 + 16}
-    palm = candidates.candidate(
-        "Palm", OptionGroup("Palm"), OptionGroup(), "help"
-    )  # whose ranks are 32, as copying's vocabulary
-    assert len({candidates.body_parameters(palm, vocab_size) for vocab_size in (32, 64, 128)}) == 1
+    spec = candidates.baseline(16, 1)
+    bodies = {candidates.body_parameters(record(spec, vocab_size)) for vocab_size in (16, 32, 77)}
+    assert bodies == {12 * 16**2 + 16}
+    palm = candidate("Palm")  # whose ranks are 32, as copying's vocabulary
+    assert len({candidates.body_parameters(record(palm, vocab_size)) for vocab_size in (32, 64, 128)}) == 1
 
 
 def test_relatives_are_a_paragraph_of_the_module(monkeypatch):
@@ -154,81 +165,6 @@ def test_relatives_are_a_paragraph_of_the_module(monkeypatch):
     assert candidates.relatives("Palm") == ""
     monkeypatch.setattr(models.palm, "__doc__", "Palm.\n\nNearest relatives: AFT,\nwhich has no detail.\n\nShapes: B.")
     assert candidates.relatives("Palm") == "Nearest relatives: AFT, which has no detail."
-
-
-# Binding --------------------------------------------------------------------------------------------------------------
-
-
-def look_up(inputs_T, at, like):
-    """The value of the first stored entry whose key is `like` the tokens asked with at position `at`."""
-    asked = inputs_T[at - 1 : at + 1]
-    entries = inputs_T[:12].view(4, 3)
-    return next(int(entry[2]) for entry in entries if like(entry[:2].tolist(), asked.tolist()))
-
-
-class Oracle:
-    """A model that answers by a rule."""
-
-    def __init__(self, like):
-        self.like = like
-
-    def eval(self):
-        return self
-
-    def __call__(self, inputs_BT):
-        logits_BTV = torch.zeros(*inputs_BT.shape, binding.VOCAB_SIZE)
-        for row, inputs_T in enumerate(inputs_BT):
-            for at in (13, 16, 19, 22):
-                logits_BTV[row, at, look_up(inputs_T, at, self.like)] = 1
-        return logits_BTV
-
-
-def test_each_key_asks_for_its_own_value_and_no_answer_is_read():
-    (inputs_BT, targets_BT), value_BN, at_B = binding.binding_batch(50, torch.Generator().manual_seed(1))
-    assert inputs_BT.shape == targets_BT.shape == (50, 24)
-    assert ((targets_BT != IGNORED).sum(1) == 4).all()
-    assert (inputs_BT[:, [14, 17, 20, 23]] == binding.BLANK).all()
-    for row in range(50):
-        for at in (13, 16, 19, 22):
-            assert targets_BT[row, at] == look_up(inputs_BT[row], at, lambda key, asked: key == asked)
-        assert targets_BT[row, at_B[row]] == value_BN[row, binding.ASKED]
-        keys = {tuple(key) for key in inputs_BT[row, :12].view(4, 3)[:, :2].tolist()}
-        a, b = inputs_BT[row, at_B[row] - 1 : at_B[row] + 1].tolist()
-        assert len(keys) == 4
-        assert (b, a) in keys
-
-
-@pytest.mark.parametrize(
-    ("like", "share"),
-    [
-        (lambda key, asked: key == asked, {"own": 1}),
-        (lambda key, asked: key[1] == asked[1], {"own": 0.5, "last": 0.5}),
-        (lambda key, asked: key[0] == asked[0], {"own": 0.5, "first": 0.5}),
-        (lambda key, asked: sorted(key) == sorted(asked), {"own": 0.5, "swapped": 0.5}),
-    ],
-)
-def test_a_shortcut_binds_half_of_the_keys_at_most(like, share):
-    found = binding.BindingTask(1, 8).confusion(Oracle(like), 400, "cpu")
-    assert sum(found.values()) == 1
-    assert {name for name, part in found.items() if part} == set(share)
-    assert found == pytest.approx({"own": 0, "swapped": 0, "first": 0, "last": 0} | share, abs=0.1)
-
-
-def test_batches_of_binding_are_a_function_of_seed_and_number():
-    def first_two(seed):
-        batches = binding.BindingTask(seed, 3).train_batches()
-        return [next(batches)[0].tolist() for _ in range(2)]
-
-    assert first_two(1) == first_two(1)
-    assert len({str(batch) for seed in (1, 2) for batch in first_two(seed)}) == 4
-
-
-def test_recall_turned_round_asks_with_the_value():
-    inputs, targets = torch.tensor([[1, 9, 2, 8, 2, 5]]), torch.full((1, 6), IGNORED)
-    targets[0, 4] = 8
-    turned_inputs, turned_targets = binding.asked_by_value((inputs, targets))
-    assert turned_inputs.tolist() == [[1, 9, 2, 8, 8, 5]]
-    assert turned_targets.tolist() == [[IGNORED, IGNORED, IGNORED, IGNORED, 2, IGNORED]]
 
 
 # Costs ----------------------------------------------------------------------------------------------------------------
@@ -289,74 +225,60 @@ def test_what_the_model_claims_of_its_state_counts_too():
 # Trainings ------------------------------------------------------------------------------------------------------------
 
 
-def job(task, **changes):
-    spec = candidates.candidate(
-        "Palm", OptionGroup("Palm", ("--model.d_model=16", "--model.num_heads=2")), OptionGroup(), "help"
-    )
-    return replace(Job(spec, task, 1, TINY, "no such text", "data"), **changes)
+QUICK = Learning(3, 2, 4, 1, seq_len=8)
+PALM = candidates.Spec("Palm", {"d_model": 32, "num_layers": 1}, Optim(learning_rate=0.1))
 
 
-def test_longer_windows_are_scored_on_the_same_characters(tiny_text, monkeypatch):
-    seen = []
-
-    def collect(model, batches, max_scored):
-        targets, count = [], 0
-        for _, targets_BT in batches:
-            targets += targets_BT[targets_BT != IGNORED].tolist()
-            if len(targets) >= max_scored:
-                break
-        seen.append(targets)
-        return float(count), 0.0
-
-    monkeypatch.setattr(learning, "tally", collect)
-    data = learning.text_data(str(tiny_text), "data", replace(TINY, seq_len=4, test_chars=300))
-    assert list(learning.measure_text(None, data, replace(TINY, test_chars=300))) == [
-        f"bits/{T}" for T in (4, 16, 64, 256)
-    ]
-    assert len(seen[0]) == 512  # so many that the longest windows are whole
-    assert seen[1:] == seen[:1] * 3
+def plan(*specs, tasks=learning.TASKS, seeds=(1,), **changes):
+    lessons = learning.lessons(replace(QUICK, **changes), "some.txt", "data")
+    return learning.trainings(specs, tasks, lessons, seeds, "cpu")
 
 
-def test_a_tally_is_of_scored_positions_alone():
-    model = Toy(lambda x: x)
-    nn.init.zeros_(model.head.weight)
-    targets = torch.full((2, 3), IGNORED)
-    targets[0, 1], targets[1, 2] = 0, 5  # equal logits are answered with 0
-    batches = [(torch.zeros(2, 3, dtype=torch.int64), targets)] * 3
-    assert learning.tally(model, batches) == pytest.approx((7, 0.5))
-    assert learning.tally(model, iter(batches), max_scored=3) == pytest.approx((7, 0.5))
+def test_each_training_is_planned_once_the_longest_first():
+    runs = plan(PALM, replace(PALM, model="TokenFormer"))
+    assert len({run.name for run in runs}) == len(runs) == 13
+    steps = [next(option for option in run.options if "max_steps" in option) for run in runs]
+    assert steps == sorted(steps, reverse=True)
+    told = Counter((run.labels["spec"]["model"], run.labels["spec"]["options"]["num_layers"]) for run in runs)
+    assert told == {("Palm", 1): 4, ("TokenFormer", 1): 4, ("Transformer", 1): 4, ("Transformer", 2): 1}
+    assert {run.labels["task"] for run in plan(PALM, tasks=("copying",))} == {"copying", "binding"}
+    assert len(plan(PALM, seeds=(3, 4))) == 18
 
 
-def test_jobs_are_each_run_once_the_longest_first():
-    jobs = [job("copying"), job("recall", learning=replace(TINY, recall_steps=9)), job("copying"), job("binding")]
-    assert [one.task for one in learning.longest_first(jobs)] == ["recall", "copying", "binding"]
+def test_a_candidate_that_is_the_baseline_is_trained_once():
+    options = ("token_shift=true", "rope_base=100", "d_model=16", "num_heads=1")
+    same = candidate("Transformer", *(f"--model.{option}" for option in options))
+    assert same == candidates.baselines(same)[0]
+    assert len(plan(same)) == 5
 
 
-def same(trained):
-    return replace(trained, seconds=0.0)
+def test_the_name_of_a_training_says_all_of_its_options():
+    changes = [
+        {}, {"copying_steps": 9}, {"copying_rows": 9}, {"test_rows": 9}, {"seeds": (2,)}, {"char_steps": 9},
+    ]  # fmt: skip
+    specs = [PALM, replace(PALM, options=PALM.options | {"rank": 3}), replace(PALM, optim=Optim())]
+    plans = [plan(PALM, **change) for change in changes] + [plan(spec) for spec in specs]
+    names = [next(run.name for run in runs if run.name.startswith("copying-Palm-")) for runs in plans]
+    assert len(set(names)) == len(names) - 2  # of char_steps copying knows nothing
 
 
-def test_a_job_is_a_function_of_what_it_holds(tiny_text):
-    text = job("char_text", corpus=str(tiny_text))
-    first, again = (learning.run_job(text) for _ in range(2))
-    assert same(first) == same(again)
-    assert first.tokens == 2 * 2 * 8
-    other = learning.run_job(replace(text, seed=2))
-    assert other.values != first.values
-    assert other.fingerprint == first.fingerprint == learning.run_job(job("binding")).fingerprint
+def test_fit_understands_the_options_of_all_trainings(capsys, tiny_text, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    lessons = learning.lessons(QUICK, str(tiny_text), "data")
+    for run in learning.trainings([PALM], learning.TASKS, lessons, (7,), "cpu"):
+        if run.labels["spec"]["model"] == "Palm":
+            with pytest.raises(SystemExit, match="0"):
+                main(["fit", *run.options, "--print_config"])
+            out = capsys.readouterr().out
+            for line in ("d_model: 32", "learning_rate: 0.1", "seed_everything: 7", "accelerator: cpu"):
+                assert line in out
+    assert not list(tmp_path.iterdir())
 
 
-def test_processes_do_the_same_and_end_when_interrupted():
-    jobs = [job("binding", seed=seed) for seed in range(3)]
-    found = []
-
-    def interrupt(*done):
-        found.append(done)
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        learning.run_jobs(jobs, 2, interrupt)
-    assert not multiprocessing.active_children()
-    ((done, trained),) = found
-    torch.rand(3)  # whatever the random state is
-    assert same(trained) == same(learning.run_job(done))
+def test_results_are_read_from_records_and_what_diverged_has_none():
+    record = {"test": {"test/accuracy": 0.5, "test/loss": None}}
+    assert learning.result(record, "accuracy") == 0.5
+    assert math.isnan(learning.result(record, "loss"))
+    assert math.isnan(learning.result({"status": "failed: the loss is not finite"}, "accuracy"))
+    with pytest.raises(KeyError):
+        learning.result(record, "acuracy")

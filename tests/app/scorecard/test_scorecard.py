@@ -2,22 +2,21 @@
 
 import io
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import get_args
 
 import pytest
 from rich.console import Console
 
+import models
 from app.__main__ import main
 from app.cli import names
-from app.cli.options import split_groups
+from app.cli.groups import split_groups
 from app.output.numbers import number
-from app.scorecard import candidates
 from app.scorecard import measure as measuring
 from app.scorecard import requirements as verdicts
-from app.scorecard import training as learning
-from app.scorecard.candidates import Spec
+from app.scorecard.candidates import Spec, baseline
 from app.scorecard.card import (
     Finding,
     Measure,
@@ -32,15 +31,31 @@ from app.scorecard.costs import Costs, Streamed, Timing
 from app.scorecard.measure import Budget
 from app.scorecard.operations import Probed
 from app.scorecard.report import write_events
-from app.scorecard.training import BINDING, Job, Learning, Trained
+from app.scorecard.training import BINDING, TASKS, Learning
+from app.study import processes
+from app.study.study import Planned, Study, compact, read_study
+from callbacks.record_file import read_record
+from datamodules.binding import ROLES
 from models.optim import Optim
 
 LEARNING = Learning(
-    2, 2, 2, 2, copying_rows=2, recall_rows=1, char_rows=2, binding_rows=4, seq_len=16, test_rows=1, test_chars=1024
+    2,
+    2,
+    2,
+    2,
+    copying_rows=2,
+    recall_rows=1,
+    char_rows=2,
+    binding_rows=4,
+    seq_len=16,
+    test_rows=1,
+    binding_test_rows=8,
+    test_chars=1024,
 )
 TIMING = Timing((16, 32), tokens=32, repeats=1, seconds=0.0, stream_tokens=200, stream_seconds=60.0)
 TINY = Budget(LEARNING, TIMING, seeds=1)
-OURS, ONE, TWO = (Spec(name, {}, Optim()) for name in ("Ours", "One", "Two"))
+OURS = Spec("Palm", {"d_model": 16, "num_heads": 2, "num_layers": 1, "rank": 2}, Optim())
+ONE, TWO = baseline(16, 1), baseline(16, 2)
 REQUIREMENTS = (
     "sub-quadratic", "parallel over time", "as good on the three tasks", "no maximum length", "faster", "no task rules",
     "fewer parameters", "not an existing method", "asymmetric, ordered, compositional",
@@ -50,46 +65,55 @@ REQUIREMENTS = (
 # Verdicts -------------------------------------------------------------------------------------------------------------
 
 
-def trained(values, parameters=90, fingerprint="f", body=50):
-    return Trained(fingerprint, parameters, body, tokens=1, seconds=1.0, values=values)
+def trained(results, spec=OURS, **options):
+    """The record of a training that gave these results in its test; without any if it diverged."""
+    model = getattr(models, spec.model)(**spec.options | {"vocab_size": 5} | options)
+    status = "finished" if results else "failed: --optim.learning_rate: the loss is not finite"
+    test = {"test": {f"test/{name}": value for name, value in results.items()}} if results else {}
+    return {
+        "model": spec.model, "model_options": dict(model.hparams), "optim": asdict(spec.optim), "status": status,
+        "parameters": model.num_parameters(), "tokens": 1, "history": [], **test,
+    }  # fmt: skip
 
 
 def text(bits, longer=0.0):
-    return {"bits/16": bits, "bits/64": bits + longer, "bits/256": bits, "bits/1024": bits}
+    lengths = (16, 64, 256, 1024)
+    return {"bits_per_char": bits} | {f"bits_per_char/T={T}": bits + longer * (T == 64) for T in lengths}
 
 
 def recalled(accuracy, easiest=0.9, by_value=0.0):
-    return {"accuracy": accuracy, "by_key": easiest, "by_value": by_value}
+    return {"accuracy": accuracy, "accuracy/64x4": easiest, "accuracy/64x4-by-value": by_value}
 
 
 def bound(own):
-    return {"own": own, "swapped": 1 - own, "first": 0.0, "last": 0.0}
+    return {f"accuracy/{role}": share for role, share in zip(ROLES, (own, 1 - own, 0.0, 0.0), strict=True)}
 
 
-PASSES = {
-    "copying": trained({"accuracy": 0.6}),
-    "recall": trained(recalled(0.7)),
-    "char_text": trained(text(2.2)),
-    BINDING: trained(bound(0.9)),
-}
-BASELINES = [
-    (ONE, "copying", trained({"accuracy": 0.5}, 100)),
-    (ONE, "recall", trained(recalled(0.0, 0.0), 100)),
-    (ONE, "char_text", trained(text(2.3, longer=3.0), 100)),
-    (ONE, BINDING, trained(bound(0.5))),
-]
+RESULTS = {"copying": {"accuracy": 0.6}, "recall": recalled(0.7), "char_text": text(2.2), BINDING: bound(0.9)}
+WORSE = {
+    "copying": {"accuracy": 0.5}, "recall": recalled(0.0, 0.0), "char_text": text(2.3, longer=3.0), BINDING: bound(0.5),
+}  # fmt: skip
 PROBED = Probed((64, 4096), (100, 136), (1024, 4096), (1024, 4096), 131, ())
 COSTS = Costs((16, 32), (0.9, 0.8), (0.7, 0.6), (1.1, 1.7), (1.0, 1.0), (0.0, 0.5))
 STREAMED = Streamed(1000, 1000, 1.1, (8, 8))
 
 
-def measured(tasks=None, two_layers=None, **changes):
-    """A candidate that passes everything, but for the changes."""
-    ours = [(OURS, task, one) for task, one in (PASSES | (tasks or {})).items() if one]
-    found = [*ours, *BASELINES, (TWO, "recall", two_layers or trained(recalled(0.4), 120))]
-    jobs = [(Job(spec, task, 1, LEARNING, "", ""), one) for spec, task, one in found]
+def study_of(records):
+    """A study of trainings (configuration, task, record) that are done."""
+    labels = [{"task": task, "seed": seed, "spec": asdict(spec)} for seed, (spec, task, _) in enumerate(records)]
+    plan = [Planned(str(number), of_one, []) for number, of_one in enumerate(labels)]
+    return Study("scorecard", "", {}, plan, {run.name: one for run, (*_, one) in zip(plan, records, strict=True)})
+
+
+def measured(tasks=None, baselines=None, two_layers=None, **changes):
+    """A candidate that passes everything, but for the changes: records by task, None for what was not trained."""
+    ours = {task: trained(results) for task, results in RESULTS.items()} | (tasks or {})
+    theirs = {task: trained(results, ONE) for task, results in WORSE.items()} | (baselines or {})
+    records = [(OURS, task, one) for task, one in ours.items() if one]
+    records += [(ONE, task, one) for task, one in theirs.items()]
+    records.append((TWO, "recall", two_layers or trained(recalled(0.4), TWO)))
     whole = verdicts.Measured(
-        OURS, ONE, TWO, LEARNING, verdicts.Trainings(jobs), (PROBED, PROBED), COSTS, (STREAMED, STREAMED)
+        OURS, ONE, TWO, LEARNING, study_of(records), (PROBED, PROBED), COSTS, (STREAMED, STREAMED)
     )
     return replace(whole, **changes)
 
@@ -102,7 +126,7 @@ def test_who_passes_everything_passes_everything():
     assert verdicts_of(measured()) == dict.fromkeys(REQUIREMENTS, True)
 
 
-TASKS, BINDS = "as good on the three tasks", "asymmetric, ordered, compositional"
+THREE, BINDS = "as good on the three tasks", "asymmetric, ordered, compositional"
 LOOP, PAIRS = replace(PROBED, counts=(100, 160)), replace(PROBED, pairs=("bmm (131, 131)",))
 FAILURES = {
     "time": ({"costs": replace(COSTS, time_exponents=(1.6, 1.7))}, {"sub-quadratic": False}),
@@ -112,24 +136,28 @@ FAILURES = {
     "loop": ({"probed": (LOOP, PROBED)}, {"parallel over time": False}),
     "pairs": ({"probed": (PAIRS, PROBED)}, {"not an existing method": False}),
     "the baseline's pairs": ({"probed": (PROBED, PAIRS)}, {}),
-    "copying": ({"tasks": {"copying": trained({"accuracy": 0.49})}}, {TASKS: False}),
-    "one layer is no bar for recall": ({"tasks": {"recall": trained(recalled(0.3))}}, {TASKS: False}),
+    "copying": ({"tasks": {"copying": trained({"accuracy": 0.49})}}, {THREE: False}),
+    "one layer is no bar for recall": ({"tasks": {"recall": trained(recalled(0.3))}}, {THREE: False}),
     "both at chance": (
-        {"tasks": {"recall": trained(recalled(0.01))}, "two_layers": trained(recalled(0.0))},
-        {TASKS: False},
+        {"tasks": {"recall": trained(recalled(0.01))}, "two_layers": trained(recalled(0.0), TWO)},
+        {THREE: False},
     ),
-    "bits": ({"tasks": {"char_text": trained(text(2.31))}}, {TASKS: False}),
-    "diverged": (
+    "bits": ({"tasks": {"char_text": trained(text(2.31))}}, {THREE: False}),
+    "a loss that is not finite": (
         {"tasks": {"char_text": trained(text(float("nan")))}},
-        {TASKS: False, "no maximum length": False},
+        {THREE: False, "no maximum length": False},
     ),
+    "diverged": ({"tasks": {"char_text": trained({})}}, {THREE: False, "no maximum length": False}),
+    "diverged when it had to recall": ({"tasks": {"recall": trained({})}}, {THREE: False, BINDS: False}),
+    "the baseline diverged": ({"baselines": {task: trained({}, ONE) for task in WORSE}}, {}),
+    "two layers diverged": ({"two_layers": trained({}, TWO)}, {}),
     "a task that was not trained": (
         {"tasks": {"copying": None}},
-        {TASKS: None, "fewer parameters": None},
+        {THREE: None, "fewer parameters": None},
     ),
     "recall that was not trained": (
         {"tasks": {"recall": None}},
-        {TASKS: None, "fewer parameters": None, BINDS: None},
+        {THREE: None, "fewer parameters": None, BINDS: None},
     ),
     "longer windows": ({"tasks": {"char_text": trained(text(2.2, longer=0.06))}}, {"no maximum length": False}),
     "slower and slower": ({"streamed": (replace(STREAMED, slowdown=1.6), STREAMED)}, {"no maximum length": False}),
@@ -146,14 +174,17 @@ FAILURES = {
     "decoding at one length": ({"costs": replace(COSTS, decoding=(0.5, 1.1))}, {"faster": False}),
     "no length": ({"costs": replace(COSTS, seq_lens=(), training=(), decoding=())}, {"faster": None}),
     "another configuration": (
-        {"tasks": {"copying": trained({"accuracy": 0.6}, fingerprint="g")}},
+        {"tasks": {"copying": trained({"accuracy": 0.6}, dropout=0.1)}},
         {"no task rules": False},
     ),
     "as many parameters": (
-        {"tasks": {"copying": trained({"accuracy": 0.6}, parameters=100)}},
+        {"baselines": {"copying": trained({"accuracy": 0.5})}},
         {"fewer parameters": False},
     ),
-    "another body": ({"tasks": {"copying": trained({"accuracy": 0.6}, body=51)}}, {"fewer parameters": False}),
+    "another body": (
+        {"tasks": {"copying": (one := trained({"accuracy": 0.6})) | {"parameters": one["parameters"] + 1}}},
+        {"fewer parameters": False},
+    ),
     "does not recall": ({"tasks": {"recall": trained(recalled(0.7, easiest=0.4))}}, {BINDS: False}),
     "recalls both ways": ({"tasks": {"recall": trained(recalled(0.7, by_value=0.9))}}, {BINDS: False}),
     "binds by a shortcut": ({"tasks": {BINDING: trained(bound(0.5))}}, {BINDS: False}),
@@ -167,13 +198,20 @@ def test_each_failure_fails_its_requirement_alone(name):
 
 
 def test_several_seeds_count_by_their_mean_and_show_their_spread():
-    jobs = [
-        (Job(OURS, "copying", seed, LEARNING, "", ""), trained({"accuracy": value}))
-        for seed, value in enumerate((0.3, 0.5, 0.7))
-    ]
-    m = measured(trainings=verdicts.Trainings([*jobs, *measured().trainings.found[1:]]))
-    measure = verdicts.copying(m)
+    copies = [(OURS, "copying", trained({"accuracy": value})) for value in (0.3, 0.5, 0.7)]
+    measure = verdicts.copying(measured(study=study_of(copies)))
     assert (measure.value, measure.spread, measure.passed) == (pytest.approx(0.5), pytest.approx(0.2), True)
+
+
+def test_a_seed_that_diverged_fails_the_mean_and_leaves_no_spread():
+    copies = [(OURS, "copying", trained(results)) for results in ({"accuracy": 0.9}, {}, {"accuracy": 0.8})]
+    measure = verdicts.copying(measured(study=study_of(copies)))
+    assert (measure.value, measure.spread, measure.passed) == (None, None, False)
+
+
+def test_without_any_training_nothing_that_is_learned_is_passed():
+    learned = (THREE, BINDS, "no task rules", "fewer parameters", "no maximum length")
+    assert verdicts_of(measured(study=study_of([]))) == dict.fromkeys(REQUIREMENTS, True) | dict.fromkeys(learned)
 
 
 def test_what_is_not_measured_is_never_passed():
@@ -258,7 +296,7 @@ def test_events_are_replaced_whole(tmp_path):
 
 
 def test_choices_of_options_are_what_there_is():
-    assert get_args(Task) == learning.TASKS
+    assert get_args(Task) == TASKS
     assert get_args(BudgetName) == tuple(measuring.BUDGETS)
 
 
@@ -285,44 +323,73 @@ def long_text(tiny_text):
     path.write_text(tiny_text.read_text(encoding="utf-8") * 3, encoding="utf-8")
 
 
-def test_all_models_are_measured_and_the_baseline_once(tiny, tmp_path, capsys):
+@pytest.fixture
+def trainings(monkeypatch):
+    """Trainings that are done at once, with the same results for all; the names of those that were asked for."""
+    asked = []
+
+    def execute(study, runs, *_):
+        for run in runs:
+            if run.name not in study.records:
+                asked.append(run.name)
+                task, spec = run.labels["task"], run.labels["spec"]
+                results = RESULTS[task] | ({} if task != "char_text" else text(2.2))
+                study.records[run.name] = trained(results, Spec(spec["model"], spec["options"], Optim(**spec["optim"])))
+        return []
+
+    monkeypatch.setattr(processes, "execute", execute)
+    return asked
+
+
+def card_in(file):
+    return Scorecard.of(json.loads(file.read_text(encoding="utf-8")))
+
+
+def files_in(folder):
+    return sorted(str(path.relative_to(folder)).partition(".tfevents")[0] for path in folder.rglob("[!.]*.*"))
+
+
+CARD_FILES = ["events.out", "scorecard.json", "scorecard.md"]
+
+
+def test_all_models_are_measured_and_the_baseline_once(tiny, trainings, tmp_path):
     assert main(["scorecard", *tiny]) == 0
-    out = capsys.readouterr().out
-    assert out.count("Transformer, 1 layer(s)") == 4
-    assert out.count("Transformer, 2 layer(s)") == 1
-    assert out.count("Palm, 1 layer(s)") == out.count("TokenFormer, 1 layer(s)") == 4
+    assert len(trainings) == len(set(trainings)) == 4 * 3 + 1
     folder = tmp_path / "runs/scorecard"
-    names = sorted(path.name.partition(".tfevents")[0] for path in folder.rglob("*") if path.is_file())
-    assert names == sorted(["events.out", "scorecard.json", "scorecard.md"] * 2 + ["scorecard.json", "scorecard.md"])
+    assert files_in(folder) == sorted(
+        [f"{name}/{file}" for name in ("Palm", "TokenFormer") for file in CARD_FILES]
+        + ["scorecard.json", "scorecard.md", "study.json"]
+    )
     content = json.loads((folder / "scorecard.json").read_text(encoding="utf-8"))
     cards = [Scorecard.of(plain) for plain in content["cards"]]
     assert (folder / "scorecard.md").read_text(encoding="utf-8") == summary_markdown(cards)
     assert (folder / "Palm/scorecard.md").read_text(encoding="utf-8") == card_markdown(cards[0])
     for one in cards:
         assert tuple(finding.requirement for finding in one.findings) == REQUIREMENTS
-        assert one.about["baseline"]["options"] == candidates.baseline(128).options
-        tokens = {(run["task"], run["tokens"]) for run in one.about["trainings"]}
-        assert len(tokens) == 4  # equal for all who trained on a task
+        assert one.about["baseline"]["options"] == baseline(128, 1).options
+        assert len(one.about["trainings"]) == 9
+        assert {run["name"] for run in one.about["trainings"]} <= set(trainings)
     palm, tokenformer = ({f.requirement: f.passed for f in one.findings} for one in cards)
     assert palm["not an existing method"] is palm["no task rules"] is True
     assert tokenformer["not an existing method"] is False
 
 
-def test_options_reach_the_candidate_and_what_is_left_out_stays_open(tiny, tmp_path):
+def test_options_reach_the_candidate_and_what_is_left_out_stays_open(tiny, trainings, tmp_path):
     options = ["--model.d_model", "16", "--model.num_heads=2", "--optim.learning_rate", "1e-3", "--seeds", "2"]
     assert main(["scorecard", "--model", "Palm", *options, "--tasks", "copying", "--out", "here", *tiny]) == 0
-    one = Scorecard.of(json.loads((tmp_path / "here/Palm/scorecard.json").read_text(encoding="utf-8")))
+    one = card_in(tmp_path / "here/Palm/scorecard.json")
     assert one.about["candidate"]["options"]["d_model"] == one.about["baseline"]["options"]["d_model"] == 16
     assert one.about["candidate"]["optim"]["learning_rate"] == 1e-3
     assert one.about["seeds"] == [1, 2]
-    assert {run["task"] for run in one.about["trainings"]} == {"copying", "binding"}
+    assert {run["labels"]["task"] for run in one.about["trainings"]} == {"copying", "binding"}
+    assert len(trainings) == 8
     measures = {measure.name: measure for finding in one.findings for measure in finding.measures}
     assert measures["char LM, bits per character"].passed is None
     assert measures["recall, accuracy"].value is None
     assert measures["copying, accuracy (lengths 64 to 1,024)"].spread is not None
 
 
-def test_an_interrupted_run_leaves_whole_scorecards_alone(tiny, tmp_path, monkeypatch, capsys):
+def test_an_interrupted_run_leaves_whole_scorecards_alone(tiny, trainings, tmp_path, monkeypatch, capsys):
     measure_costs = measuring.measure_costs
 
     def interrupted(model, *args):
@@ -332,11 +399,35 @@ def test_an_interrupted_run_leaves_whole_scorecards_alone(tiny, tmp_path, monkey
 
     monkeypatch.setattr(measuring, "measure_costs", interrupted)
     assert main(["scorecard", "--tasks", "copying", *tiny]) == 130
-    files = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.*") if path.is_file()}
-    assert {name.partition(".tfevents")[0] for name in files} == {
-        f"runs/scorecard/Palm/{name}" for name in ("events.out", "scorecard.json", "scorecard.md")
-    }
+    assert files_in(tmp_path / "runs/scorecard") == [*(f"Palm/{file}" for file in CARD_FILES), "study.json"]
     assert capsys.readouterr().err == ""
+
+
+def test_trainings_are_fits_of_a_study_that_are_done_once(tiny, tmp_path, monkeypatch, capsys):
+    """With a candidate that is its own baseline, so that there are no more than five."""
+    monkeypatch.setattr(names, "model_names", lambda: ("Transformer",))
+    options = ["d_model=16", "num_heads=1", "rope_base=100", "token_shift=true"]
+    line = ["scorecard", "--model", "Transformer", *(f"--model.{option}" for option in options), *tiny]
+    assert main([*line, "--print_commands"]) == 0
+    commands = capsys.readouterr().out.splitlines()
+    assert len(commands) == 5
+    assert all(" fit --model=Transformer " in command and " && " in command for command in commands)
+    assert main(line) == 0
+    study = read_study(tmp_path / "runs/scorecard/study.json")
+    assert len(study.records) == 5
+    assert study.findings["passed"]["Transformer"][THREE] is False
+    for run in study.plan:
+        record = read_record(tmp_path / "runs/scorecard" / run.name / "record.json")
+        assert compact(record) == study.records[run.name]
+        assert (record["status"], record["seed"], record["max_steps"]) == ("finished", 1, 2)
+    card_file = tmp_path / "runs/scorecard/Transformer/scorecard.json"
+    ours = {finding.requirement: finding.measures for finding in card_in(card_file).findings}
+    for measure in (*ours[THREE], *ours[BINDS]):
+        assert measure.value is not None
+        assert measure.value == measure.baseline
+    capsys.readouterr()
+    assert main([*line, "--print_commands"]) == 0
+    assert capsys.readouterr().out.strip() == ""
 
 
 MISTAKES = {

@@ -15,7 +15,7 @@ from app.machine import only_gpu
 from app.output.intervals import spread
 from app.run.folders import held
 from app.study.gather import gather, records_in
-from app.study.processes import is_done, plain_commands, resumed, stages
+from app.study.processes import is_done, outcome, plain_commands, resumed, stages
 from app.study.study import Planned, Study, compact, read_study
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -134,6 +134,12 @@ def test_runs_are_gathered_from_folders_and_studies_and_what_is_damaged_is_named
     study.save(tmp_path / "runs" / "deep")
     assert sorted(run.record["seed"] for run in gather([tmp_path / "runs"]).runs) == [1, 3]
     assert list(records_in(tmp_path / "runs" / "one")) == [tmp_path / "runs" / "one" / "record.json"]
+
+
+def test_the_outcome_is_of_the_validation_or_else_of_the_test():
+    assert outcome(record(test={"test/loss": 1.0})) == "loss 2.512, 2 s"
+    assert outcome(record(final={}, test={"test/accuracy": 0.25, "test/accuracy/long": 0.5})) == "accuracy 0.25, 2 s"
+    assert outcome(record(status="failed: the loss is not finite", final={})) == "diverged"
 
 
 # What is left to do ---------------------------------------------------------------------------------------------------
