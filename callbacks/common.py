@@ -1,6 +1,9 @@
-"""When the observing callbacks look, and how far a fit goes."""
+"""When the observing callbacks look, how far a fit goes, and what they know of its data and loggers."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import lightning as L
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -28,3 +31,35 @@ def total_steps(trainer: L.Trainer) -> int:
 def tensorboard_of(trainer: L.Trainer) -> TensorBoardLogger | None:
     """The TensorBoard logger among those of the trainer, if there is one."""
     return next((logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)), None)
+
+
+@runtime_checkable
+class DescribedData(Protocol):
+    """A DataModule that tells what its task is, in plain values."""
+
+    description: dict[str, Any]
+
+
+@runtime_checkable
+class TextData(Protocol):
+    """A DataModule whose tokens are characters."""
+
+    vocabulary: str
+
+    def encode(self, text: str) -> list[int]:
+        """Characters -> tokens; ValueError names those that the vocabulary lacks."""
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Tokens -> characters."""
+
+
+def description_of(trainer: L.Trainer) -> dict[str, Any]:
+    """What the trainer's DataModule says of its task; nothing if there is none, or it says nothing."""
+    data = trainer.datamodule  # type: ignore[attr-defined]
+    return data.description if isinstance(data, DescribedData) else {}
+
+
+def text_of(trainer: L.Trainer) -> TextData | None:
+    """The trainer's DataModule, if its tokens are characters."""
+    data = trainer.datamodule  # type: ignore[attr-defined]
+    return data if isinstance(data, TextData) else None

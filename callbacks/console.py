@@ -18,7 +18,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich import get_console
 from rich.table import Table
 
-from callbacks.common import in_fit_validation, total_steps
+from callbacks.common import description_of, in_fit_validation, total_steps
 from callbacks.throughput import find_throughput
 from models.base import LanguageModel
 
@@ -101,7 +101,7 @@ class Narrator(L.Callback):
         devices = f"{trainer.world_size} x {pl_module.device.type.upper()} ({trainer.precision})"
         steps = f"{total_steps(trainer):,}" if total_steps(trainer) else "unlimited"
         say(f"{name}, {size} parameters, on {devices}, {steps} steps")
-        if description := getattr(trainer.datamodule, "description", None):
+        if description := description_of(trainer):
             shown = (f"{key} {value}" for key, value in description.items() if key != "sha256" and value is not None)
             say("data: " + ", ".join(shown))
         say(f"run folder: {trainer.default_root_dir}")

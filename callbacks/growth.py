@@ -14,8 +14,9 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.strategies import DDPStrategy
 
-from callbacks.common import in_fit_validation
+from callbacks.common import in_fit_validation, tensorboard_of
 from callbacks.console import say
+from models.base import LanguageModel
 from models.growth import Carry, GrowableModel, Init, Sizes, TauPolicy, check_rewarm, check_sizes
 
 GROUPS = ("num_param_tokens", "num_ffn_param_tokens")
@@ -118,9 +119,7 @@ class Growth(L.Callback):
     def _grow(self, trainer: L.Trainer, pl_module: GrowableModel, sizes: Sizes) -> None:
         strategy = trainer.strategy
         if isinstance(strategy, DDPStrategy):
-            strategy.model = (
-                pl_module  # the wrapper knows the old parameters' buckets and hooks: drop it, and wrap anew
-            )
+            strategy.model = pl_module  # not the wrapper, which knows the old parameters' buckets and hooks
         event = pl_module.grow(
             sizes, trainer.optimizers[0], step=trainer.global_step, init=self.init, tau=self.tau, carry=self.carry,
             rewarm_steps=self.rewarm_steps,
@@ -142,15 +141,13 @@ class Growth(L.Callback):
             metrics |= {"growth/relative_change": change, "growth/logit_change": event["logit_change"]}
             metrics |= {f"growth/relative_change/{i}": value for i, value in enumerate(event["relative_change"])}
             logger.log_metrics(metrics, step=event["step"])
-            if hasattr(logger.experiment, "add_text"):
-                logger.experiment.add_text("growth/event", text, event["step"])
+        if tensorboard := tensorboard_of(trainer):
+            tensorboard.experiment.add_text("growth/event", text, event["step"])
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Log the current sizes, so that the curve of sizes has the same points as the curve of quality."""
-        sizes = {
-            f"growth/{group}": float(size)
-            for group, size in getattr(pl_module, "parameter_token_sizes", dict)().items()
-        }
+        assert isinstance(pl_module, LanguageModel)
+        sizes = {f"growth/{group}": float(size) for group, size in pl_module.parameter_token_sizes().items()}
         if sizes and in_fit_validation(trainer):
             for logger in trainer.loggers:
                 logger.log_metrics(sizes, step=trainer.global_step)

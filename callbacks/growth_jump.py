@@ -66,7 +66,7 @@ def bits_per_char(model: GrowableModel, data: Any, num_batches: int) -> float:
     nats, characters = 0.0, 0
     model.eval()
     for number in range(min(num_batches, len(stream))):
-        inputs_BT, targets_BT = stream.read(0, 1, number)
+        inputs_BT, targets_BT = stream.read(rank=0, world_size=1, number=number)
         scored = int((targets_BT != IGNORED).sum())
         nats += scored * float(model.loss((inputs_BT.to(model.device), targets_BT.to(model.device))))
         characters += scored

@@ -10,6 +10,7 @@ from typing import IO, Any
 import lightning as L
 from lightning.pytorch.callbacks import BasePredictionWriter
 
+from callbacks.common import text_of
 from callbacks.console import say
 from models.metrics import evaluation_of
 
@@ -51,12 +52,12 @@ class Predictions(BasePredictionWriter):
         """Write a batch's sequences, in text too where the data has characters."""
         assert self._file
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        names = evaluation_of(data, "test").slice_names(len(trainer.num_predict_batches))
+        text, names = text_of(trainer), evaluation_of(data, "test").slice_names(len(trainer.num_predict_batches))
         columns = {name: tensor.tolist() for name, tensor in prediction.items()}
         for values in zip(*columns.values(), strict=True):
             row = {"slice": names[dataloader_idx]} | dict(zip(columns, values, strict=True))
-            if hasattr(data, "decode"):
-                row["text"] = {name: data.decode(row[name]) for name in ("inputs", "predictions")}
+            if text:
+                row["text"] = {name: text.decode(row[name]) for name in ("inputs", "predictions")}
             self._file.write(json.dumps(row) + "\n")
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -20,7 +20,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from callbacks.atomic import write_json
 from callbacks.checkpoints import RunStopped
-from callbacks.common import at_logging_step, in_fit_validation, tensorboard_of, total_steps
+from callbacks.common import at_logging_step, description_of, in_fit_validation, tensorboard_of, total_steps
 from callbacks.console import say, under
 from callbacks.record_file import FORMAT, RECORD, read_record
 from callbacks.throughput import find_throughput
@@ -70,7 +70,7 @@ def describe(trainer: L.Trainer, pl_module: LanguageModel, command: Sequence[str
         "model": pl_module.model_name,
         "model_options": plain(pl_module.hparams),
         "data": type(data).__name__,
-        "data_options": getattr(data, "description", {}),
+        "data_options": description_of(trainer),
         "optim": asdict(pl_module.optim),
         "seed": pl_module.seed,
         "max_steps": total_steps(trainer),
@@ -134,7 +134,7 @@ class Record(L.Callback):
         assert isinstance(pl_module, LanguageModel)
         if at_logging_step(trainer) and trainer.global_step >= self._next_training_point():
             self.record["history"].append(self._point(trainer, pl_module, "train/"))
-        if len(getattr(pl_module, "growth_events", [])) > len(self.record["growth_events"]):
+        if len(pl_module.growth_events) > len(self.record["growth_events"]):
             self._write(trainer, pl_module, "running")
 
     def _next_training_point(self) -> float:
@@ -174,7 +174,7 @@ class Record(L.Callback):
         self.record |= self._progress(trainer, pl_module) | {
             "status": status,
             "model_options": plain(pl_module.hparams),
-            "growth_events": list(getattr(pl_module, "growth_events", [])),
+            "growth_events": list(pl_module.growth_events),
             "final": validations[-1] if validations else {},
         }
         self._save(trainer, self.record)

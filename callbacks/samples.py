@@ -5,12 +5,10 @@ Sampling draws from a generator of its own, seeded by (seed, step), so that trai
 
 from __future__ import annotations
 
-from typing import Any
-
 import lightning as L
 import torch
 
-from callbacks.common import tensorboard_of
+from callbacks.common import TextData, tensorboard_of, text_of
 from models.base import LanguageModel, mixed_seed
 
 
@@ -33,17 +31,17 @@ class Samples(L.Callback):
         if prompt == "" or (top_k is not None and top_k < 1):
             raise ValueError("--samples.prompt must not be empty, and --samples.top_k must be at least 1")
         self.prompt, self.max_new_tokens, self.temperature, self.top_k = prompt, max_new_tokens, temperature, top_k
+        self._text: TextData | None = None
         self._prompt_tokens: list[int] = []
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Read the prompt; ValueError if the text has no such characters."""
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        self._prompt_tokens = []
-        if not self.max_new_tokens or not hasattr(data, "encode"):
+        self._text, self._prompt_tokens = text_of(trainer) if self.max_new_tokens else None, []
+        if self._text is None:
             return
-        prompt = self.prompt or ("\n" if "\n" in data.vocabulary else data.vocabulary[0])
+        vocabulary = self._text.vocabulary
         try:
-            self._prompt_tokens = data.encode(prompt)
+            self._prompt_tokens = self._text.encode(self.prompt or ("\n" if "\n" in vocabulary else vocabulary[0]))
         except ValueError as error:
             raise ValueError(f"--samples.prompt: {error}") from error
 
@@ -51,7 +49,7 @@ class Samples(L.Callback):
         """Write, on the first process, if each process has the whole model."""
         assert isinstance(pl_module, LanguageModel)
         tensorboard = tensorboard_of(trainer)
-        if not (self._prompt_tokens and trainer.is_global_zero and tensorboard) or pl_module.is_sharded():
+        if not (self._text and trainer.is_global_zero and tensorboard) or pl_module.is_sharded():
             return
         text = self.write(trainer, pl_module)
         indented = "\n".join(f"    {line}" for line in text.splitlines())  # Markdown: as it is
@@ -59,8 +57,8 @@ class Samples(L.Callback):
 
     def write(self, trainer: L.Trainer, pl_module: LanguageModel) -> str:
         """The prompt and its continuation."""
+        assert self._text
         generator = torch.Generator(pl_module.device).manual_seed(mixed_seed(pl_module.seed, trainer.global_step))
         prompt_BT = torch.tensor([self._prompt_tokens], device=pl_module.device)
         drawn = pl_module.generate(prompt_BT, self.max_new_tokens, self.temperature, self.top_k, generator)
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        return str(data.decode([*self._prompt_tokens, *(int(token_B) for token_B in drawn)]))
+        return self._text.decode([*self._prompt_tokens, *(int(token_B) for token_B in drawn)])

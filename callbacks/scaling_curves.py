@@ -32,6 +32,7 @@ AXES = {
 CURVES = ("train/loss", "val/loss", "val/bits_per_char", "val/accuracy")
 CHARTS = {"bits per character": "val_bits_per_char", "loss in nats": "val_loss", "accuracy": "val_accuracy"}
 STROKE = 0.05  # length of a mark, as a part of the value it stands on
+STROKE_POINTS = ((2, 0.0), (1, STROKE), (0, 0.0))  # foot, tip, foot: places before the event's, height over the curve
 LAYOUT = {
     f"Scaling: {title}": {
         f"{title} against {unit}": ["Multiline", [f"scaling/{curve}_by_{axis}$", f"scaling/growth_{curve}_by_{axis}$"]]
@@ -73,7 +74,7 @@ class ScalingCurves(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Open an event folder for each axis, cut off where this run goes on."""
         assert isinstance(pl_module, LanguageModel)
-        events = getattr(pl_module, "growth_events", [])
+        events = pl_module.growth_events
         self._marked = sum(event["tokens"] < pl_module.tokens_seen for event in events)
         if not (trainer.is_global_zero and (tensorboard := tensorboard_of(trainer))):
             return
@@ -111,7 +112,7 @@ class ScalingCurves(L.Callback):
     ) -> None:
         """The training loss, at logging steps; growth, when it has happened."""
         assert isinstance(pl_module, LanguageModel)
-        events = getattr(pl_module, "growth_events", [])
+        events = pl_module.growth_events
         for event in events[self._marked :]:
             self._mark(trainer, event)
         self._marked = len(events)
@@ -131,9 +132,9 @@ class ScalingCurves(L.Callback):
             "megaflops": round(event["flops"] / MEGA),
             "milliseconds": round(1000 * find_throughput(trainer).seconds),
         }
-        for back, part in ((2, 0), (1, STROKE), (0, 0)):  # TensorBoard draws one point at a place
-            stroke = {name: (1 + part) * value for name, value in values.items()}
-            self._write(stroke, {axis: at - back for axis, at in place.items()}, "growth_")
+        for places_before, height in STROKE_POINTS:  # not at one place, where TensorBoard would draw one point
+            stroke = {name: (1 + height) * value for name, value in values.items()}
+            self._write(stroke, {axis: at - places_before for axis, at in place.items()}, "growth_")
         if self._last:
             self._write(self._last["values"], {"parameters": self._last["parameters"]})
 

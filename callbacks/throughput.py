@@ -55,7 +55,7 @@ class Throughput(L.Callback):
         if not at_logging_step(trainer):
             return
         self._lap(pl_module.device)
-        elapsed = max(self.seconds - seconds, 1e-9)
+        elapsed = max(self.seconds - seconds, 1e-9)  # a clock of coarse ticks may not have moved
         self.tokens_per_second = (pl_module.tokens_seen - tokens) / elapsed
         self.log("perf/tokens_per_second", self.tokens_per_second)
         self.log("perf/seconds_per_step", elapsed / (trainer.global_step - step))

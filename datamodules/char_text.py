@@ -193,7 +193,9 @@ class CharText(TaskData):
         ]
         if stage == "test" and self.test_history:
             generate = partial(history_batch, self.history, ids)
-            streams.append(SampleStream(f"history={self.test_history}", generate, 1, self.rows_for(1, 1)))
+            streams.append(
+                SampleStream(f"history={self.test_history}", generate, num_samples=1, batch_size=self.rows_for(1, 1))
+            )
         return streams
 
     def headline(self, stage: str) -> list[str]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, ClassVar, cast
 
@@ -63,7 +63,7 @@ class LanguageModel(L.LightningModule):
         self,
         vocab_size: int,
         d_model: int,
-        layers: list[nn.Module],
+        layers: Sequence[nn.Module],
         tie_embeddings: bool,
         dropout: float,
         compile: bool,
@@ -84,6 +84,7 @@ class LanguageModel(L.LightningModule):
         self.optim = Optim()
         self.tokens_seen = 0
         self.flops_spent = 0.0
+        self.growth_events: list[dict[str, Any]] = []  # the lineage of a model that grows
         self.seed = 0
         self._evaluation = Evaluation()
         self._slice_names: list[str] = []
@@ -94,7 +95,7 @@ class LanguageModel(L.LightningModule):
     def init_weights(self) -> None:
         """Embedding N(0, 1), as its rows are normalised before use; head N(0, 0.02); each layer initialises itself."""
         nn.init.normal_(self.embed.weight)
-        nn.init.normal_(self.head.weight, std=0.02)
+        nn.init.normal_(self.head.weight, std=0.02)  # as GPT-2's
 
     def depth(self) -> list[Layer]:
         """The layers in the order of their application; one that is shared comes repeatedly."""
@@ -328,9 +329,9 @@ class LanguageModel(L.LightningModule):
             mesh = cast(DeviceMesh, self.device_mesh)["data_parallel"]
             for module in (*self.layers, self):
                 fully_shard(module, mesh=mesh)
-                for method in ("step", "loss", "evaluate"):  # these, too, need whole parameters while they run
-                    if hasattr(module, method):
-                        register_fsdp_forward_method(module, method)
+                register_fsdp_forward_method(module, "step")  # these, too, need whole parameters while they run
+            for method in ("loss", "evaluate"):
+                register_fsdp_forward_method(self, method)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add our entry: the model's name, seed, recipe and counters, all plain values."""

@@ -36,7 +36,9 @@ def new_rows(old_nd: Tensor, num_rows: int, zero: bool, generator: torch.Generat
     """Rows (num_rows, d) to append: zero, or normal at the root mean square of the old ones. Drawn on the CPU."""
     if zero:
         return old_nd.new_zeros(num_rows, old_nd.size(1))
-    scale = old_nd.detach().float().square().mean().sqrt().clamp_min(1e-3)
+    scale = (
+        old_nd.detach().float().square().mean().sqrt().clamp_min(1e-3)
+    )  # else nothing would be drawn beside rows of zeros
     drawn = torch.randn(num_rows, old_nd.size(1), generator=generator)
     return (drawn.to(old_nd.device) * scale).to(old_nd.dtype)
 
@@ -82,9 +84,13 @@ def update_scale(age: int, optimizer_age: int, betas: tuple[float, float] | None
 
 def check_rewarm(rewarm_steps: int, tau: TauPolicy, option: str = "--") -> None:
     """Raise ValueError if new rows cannot be warmed up, or tau not be ramped, in so many steps."""
-    if rewarm_steps < (tau == "ramped"):
-        way = "above 0, the steps in which --tau ramped rises" if tau == "ramped" else "0 (off) or more"
-        raise ValueError(f"{option}rewarm_steps is {rewarm_steps}; it must be {way.replace('--', option)}")
+    if tau == "ramped" and rewarm_steps < 1:
+        way = f"above 0, the steps in which {option}tau ramped rises"
+    elif rewarm_steps < 0:
+        way = "0 (off) or more"
+    else:
+        return
+    raise ValueError(f"{option}rewarm_steps is {rewarm_steps}; it must be {way}")
 
 
 def check_sizes(current: Sizes, target: Sizes, option: str = "--") -> None:
@@ -102,12 +108,6 @@ def check_sizes(current: Sizes, target: Sizes, option: str = "--") -> None:
 
 class GrowableModel(LanguageModel):
     """A language model some of whose layers hold parameter tokens, in named groups of one size each."""
-
-    growth_events: list[Event]
-
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        self.growth_events = []
 
     @abstractmethod
     def pattentions(self) -> dict[str, list[Any]]:
@@ -219,7 +219,7 @@ class GrowableModel(LanguageModel):
         optimizer_age = steps - events[0]["step"] if resets else steps
         for event in events:
             scale = update_scale(steps - event["step"], optimizer_age, betas, event)
-            if abs(scale - 1) < 1e-6:
+            if abs(scale - 1) < 1e-6:  # a few roundings of float32
                 continue
             for group, layers in self.pattentions().items():
                 rows = slice(event["from"][group], event["to"][group])
@@ -260,4 +260,4 @@ def _no_grad(module: nn.Module, x: Tensor) -> Tensor:
 
 
 def _relative(new: Tensor, old: Tensor) -> float:
-    return float((new - old).norm() / old.norm().clamp_min(1e-12))
+    return float((new - old).norm() / old.norm().clamp_min(1e-12))  # nothing changes relative to nothing

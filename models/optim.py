@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -190,14 +191,16 @@ class MuonAdamW(Optimizer):
         fused: Whether AdamW is fused.
     """
 
+    _pair: tuple[Optimizer, Optimizer] | None = None  # made at the first step: a copy takes groups and state only
+
     def __init__(self, groups: list[Group], fused: bool) -> None:
         super().__init__([{"updates": 0, "fused": fused} | group for group in groups], {})
 
     def _delegates(self) -> tuple[Optimizer, Optimizer]:
         matrices = [group for group in self.param_groups if group["kind"] == "matrices"]
         others = [group for group in self.param_groups if group["kind"] != "matrices"]
-        if not hasattr(self, "_pair"):  # also after a copy, which takes groups and state only
-            self._pair: tuple[Optimizer, Optimizer] = (torch.optim.Muon(matrices), torch.optim.AdamW(others))
+        if self._pair is None:
+            self._pair = (torch.optim.Muon(matrices), torch.optim.AdamW(others))
         for optimizer, groups in zip(self._pair, (matrices, others), strict=True):
             optimizer.param_groups, optimizer.state = groups, self.state
         return self._pair
@@ -230,4 +233,4 @@ def reapply(scheduler: LambdaLR, optim: Optim) -> None:
 def grad_norm(parameters: Iterable[nn.Parameter]) -> torch.Tensor:
     """L2 norm over all gradients, as a scalar tensor; sharded gradients are gathered."""
     norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm

@@ -267,7 +267,7 @@ class Palm(LanguageModel):
             )
             for _ in range(num_layers)
         ]
-        super().__init__(vocab_size, d_model, list(blocks), tie_embeddings=False, dropout=dropout, compile=compile)
+        super().__init__(vocab_size, d_model, blocks, tie_embeddings=False, dropout=dropout, compile=compile)
         self.num_recursions, self.recursion, self.embedding_rank = num_recursions, recursion, embedding_rank
         if embedding_rank is not None:
             self.embed = FactorisedEmbedding(vocab_size, d_model, embedding_rank)

@@ -140,5 +140,5 @@ class Transformer(LanguageModel):
         check_heads(d_model, num_heads)
         width = ffn_ratio * d_model
         blocks = [Block(d_model, num_heads, width, rope_base, token_shift, num_layers) for _ in range(num_layers)]
-        super().__init__(vocab_size, d_model, list(blocks), tie_embeddings, dropout, compile)
+        super().__init__(vocab_size, d_model, blocks, tie_embeddings, dropout, compile)
         self.save_hyperparameters(logger=False)

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from models.bags import bag_numbers, bag_offsets, gathered_dot, gathered_sum
+
 LINEAR = ((1.0, 0.0), (0.0, -0.5))  # the part of `gains` that is not learned: of x and b in g, of x and b in f
 Rule = tuple[Tensor, Tensor, Tensor]  # the network of g and f: U (H, 2), c (H, 1), V (2, H)
 
@@ -54,17 +56,6 @@ def gains(x: Tensor, b: Tensor, rule: Rule) -> tuple[Tensor, Tensor]:
     return x + net_g, torch.add(net_f, b, alpha=-0.5)
 
 
-def bag_offsets(args_BK: Tensor) -> Tensor:
-    """Where the bag of each sequence begins in the flattened args, (B,)."""
-    return torch.arange(0, args_BK.numel(), args_BK.size(1), device=args_BK.device)
-
-
-def weighted_rows(rows_MM: Tensor, args_BK: Tensor, g_BK: Tensor, offsets_B: Tensor) -> Tensor:
-    """Sums of rows times weights, fused: (M, M), (B, K), (B, K) -> (B, M); `F.embedding_bag` with less around it."""
-    bags = torch.embedding_bag(rows_MM, args_BK.flatten(), offsets_B, False, 0, False, g_BK.flatten(), False)
-    return bags[0]
-
-
 class Choice(NamedTuple):
     """What a step attends to: args (B, K), their stimulus and inhibition before it, and the weights of the rows."""
 
@@ -90,8 +81,7 @@ def sparse_step(
         b_BK = attend(b_BM, args_BK)
         g_BK, f_BK = gains(x_BK, b_BK, rule)
         b_BM = b_BM.scatter_add(1, args_BK, f_BK)
-    offsets_B = bag_offsets(args_BK) if offsets_B is None else offsets_B
-    pre_BM = weighted_rows(rows_MM, args_BK, g_BK, offsets_B) + (x_BM + drive_BM)
+    pre_BM = gathered_sum(g_BK, rows_MM, args_BK, offsets_B) + (x_BM + drive_BM)
     return pre_BM, b_BM, Choice(args_BK, x_BK, b_BK, g_BK)
 
 
@@ -137,10 +127,10 @@ class SparseScan(torch.autograd.Function):
         dpre_TBM, dg_TBK, df_TBK = torch.empty_like(states), torch.empty_like(x_TBK), torch.empty_like(x_TBK)
         dx_BM, db_BM = torch.zeros_like(states[0]), torch.zeros_like(states[0])
         offsets_B = bag_offsets(args[0])
-        bags_N = torch.arange(len(offsets_B), device=args.device).repeat_interleave(args.size(-1))
+        bags_N = bag_numbers(args[0])
         for t in range(len(args) - 1, -1, -1):
             dpre_BM = norm_backward(dx_BM.add_(gradients[0][t]), states[t], scales[t], dpre_TBM[t])
-            dg_TBK[t] = of_x_BK = rows_products(rows_MM, args[t], dpre_BM, offsets_B, bags_N)
+            dg_TBK[t] = of_x_BK = gathered_dot(dpre_BM, rows_MM, args[t], offsets_B, bags_N)
             if network is not None:
                 torch.gather(db_BM, 1, args[t], out=df_TBK[t])
                 of_x_BK, of_b_BK = (network.slopes[t, :, 0] * dg_TBK[t]).addcmul_(network.slopes[t, :, 1], df_TBK[t])
@@ -175,14 +165,6 @@ class Network:
         return inner @ self.pair.T, inner.sum(1, keepdim=True), grad @ self.hidden.T
 
 
-def rows_products(rows_MM: Tensor, args_BK: Tensor, grad_BM: Tensor, offsets_B: Tensor, bags_N: Tensor) -> Tensor:
-    """Products of attended rows with a gradient, the rows not copied: (M, M), (B, K), (B, M) -> (B, K); N = B K."""
-    products: Tensor = torch.ops.aten._embedding_bag_per_sample_weights_backward(
-        grad_BM, rows_MM, args_BK.flatten(), offsets_B, bags_N, 0
-    )
-    return products.view_as(args_BK)
-
-
 def rows_gradient(args_TBK: Tensor, weights_TBK: Tensor, dpre_TBM: Tensor, rows_MM: Tensor) -> Tensor:
     """Sum of weight * dpre over the steps that attended a row: K N M multiply-adds, a bag of gradients for each row."""
     args, k = args_TBK.flatten(), args_TBK.size(-1)
@@ -193,7 +175,7 @@ def rows_gradient(args_TBK: Tensor, weights_TBK: Tensor, dpre_TBM: Tensor, rows_
         weights_TBK.flatten()[order],
         counts.cumsum(0) - counts,
     )
-    return torch.embedding_bag(dpre_TBM.flatten(0, 1), steps, starts, False, 0, False, weights, False)[0]
+    return torch.embedding_bag(dpre_TBM.flatten(0, 1), steps, starts, per_sample_weights=weights)[0]
 
 
 class DenseScan(torch.autograd.Function):

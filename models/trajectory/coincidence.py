@@ -21,6 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from models.bags import gathered_dot, gathered_sum
+
 PRIME = 2**31 - 1  # products of two residues stay below 2^62: nothing overflows int64
 RADIX = 1_566_083_941  # of the polynomial
 MIXER = 2_135_587_861  # spreads symbols over the residues
@@ -127,23 +129,6 @@ def reactivations(delay_BH: Tensor, seq_len: int) -> Links:
     return Links(earlier.view(-1, 1), later.view(-1, 1))
 
 
-def gathered_sum(weight_NC: Tensor, table: Tensor, index_NC: Tensor) -> Tensor:
-    """Σ_c weight[n, c] table[index[n, c]], without a copy of the rows: (N, C), (R, W), (N, C) -> (N, W)."""
-    return F.embedding_bag(index_NC, table, per_sample_weights=weight_NC, mode="sum")
-
-
-def gathered_dot(query: Tensor, table: Tensor, index_NC: Tensor) -> Tensor:
-    """query[n] · table[index[n, c]], without a copy of the rows: (N, W), (R, W), (N, C) -> (N, C).
-
-    This is what the gradient of a bag's weights is; PyTorch has no public name for it.
-    """
-    (N, C), flat = index_NC.shape, index_NC.flatten()
-    offsets_N = torch.arange(0, N * C, C, device=flat.device)
-    bag = torch.arange(N * C, device=flat.device) // C
-    dots = torch.ops.aten._embedding_bag_per_sample_weights_backward(query, table, flat, offsets_N, bag, 0)
-    return cast(Tensor, dots).view(N, C)
-
-
 def recall_weights(excess: Tensor, exists: Tensor) -> Tensor:
     """Softmax over nothing and the candidates that exist, without the weight of nothing.
 
@@ -194,7 +179,7 @@ def recall(score: Tensor, code_NE: Tensor, value_NV: Tensor, links: Links, num_h
     coherence · mean_e code[n] code[earlier[n, c]]. Gradients of a score above CEILING are as if it were below.
 
     Args:
-        score: Of nothing and of each candidate, (N, 1 + C).
+        score: Scores of nothing and of each candidate, (N, 1 + C).
         code_NE: Soft symbols in -1 ... 1.
         value_NV: Values; the successor of a place is H places later.
         links: The candidates, each at least one position earlier.

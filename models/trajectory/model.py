@@ -82,7 +82,7 @@ class TrajectoryMemory(nn.Module):
     Args:
         d_model: Width.
         num_heads: Heads, each with symbols of its own.
-        bits: Of a symbol.
+        bits: Bits of a symbol.
         spans: Numbers of symbols that a context consists of.
         num_matches: Latest positions that a slot keeps.
         num_slots: Slots of a head and span; null for as many as there are addresses.
