@@ -1,7 +1,8 @@
 """Sums and products of many rows of a table, without a copy of the rows.
 
-A bag is what an index names for one place: C rows of a table for each of N places. PyTorch's fused kernels take flattened
-bags, where each begins, and, for products, which bag each row is of; what is the same for many calls can be made once.
+A bag is what an index names for one place: C rows of a table for each of N places. PyTorch's fused kernels take
+flattened bags, where each begins, and, for products, which bag each row is of. What is the same for many calls can be
+made once.
 
 Shapes: N bags, C rows of a bag, R rows of the table, W width.
 """
