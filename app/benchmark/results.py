@@ -12,18 +12,18 @@ from dataclasses import asdict, dataclass
 from itertools import groupby
 from typing import Any
 
-from rich import box
 from rich.console import RenderableType
 from rich.table import Table
 
 from app.benchmark.timing import Ratio, fitted_exponent
 from app.output.numbers import three_digits
+from app.output.tables import new_table
 
 FIT_FROM = 1024  # below, what a step costs whatever its length bends the power law
 MARKS = {True: "[green]met[/]", False: "[red]missed[/]", None: ""}
 
 
-def spread(ratios: Sequence[float]) -> dict[str, Any]:
+def extremes(ratios: Sequence[float]) -> dict[str, Any]:
     """Median and extremes of the ratios of several rounds."""
     return {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios), "pairs": len(ratios)}
 
@@ -109,7 +109,7 @@ class Curve:
     def plain(self) -> dict[str, Any]:
         """The curve as it stands in the JSON file: seconds or bytes a token, and their ratios to the baseline's."""
         points = [
-            {"seq_len": T, "value": statistics.median(values), "least_value": min(values)} | spread(ratios)
+            {"seq_len": T, "value": statistics.median(values), "least_value": min(values)} | extremes(ratios)
             for T, values, ratios in zip(self.seq_lens, self.values, self.ratios, strict=True)
         ]
         names = {"name": f"mixers.{self.quantity.name}", "model": self.model, "baseline": self.baseline}
@@ -118,9 +118,7 @@ class Curve:
 
 def ratio_table(results: Sequence[Result]) -> Table:
     """Two lines a benchmark."""
-    table = Table("A / B", box=box.SIMPLE_HEAD)
-    for column in ("ms", "ratio\nmin .. max", "target", ""):
-        table.add_column(column, justify="right", no_wrap=True)
+    table = new_table(("A / B", "ms", "ratio\nmin .. max", "target", ""))
     for result in results:
         ratio = result.ratio
         table.add_row(
@@ -144,23 +142,16 @@ def curve_row(curve: Curve) -> list[str]:
     return [curve.model, *cells, exponent, target, MARKS[curve.met]]
 
 
-def curve_table(curves: Sequence[Curve]) -> Table:
-    """One line a model, of curves of one quantity."""
-    table = Table("T =", box=box.SIMPLE_HEAD)
-    for column in (*(f"{T:,}" for T in curves[0].seq_lens), "x", "target", ""):
-        table.add_column(column, justify="right", no_wrap=True)
-    for curve in curves:
-        table.add_row(*curve_row(curve))
-    return table
-
-
-def renderables(found: Sequence[Result | Curve]) -> Iterator[RenderableType]:
-    """One table of all ratios, then a heading and a table for each quantity."""
-    if results := [result for result in found if isinstance(result, Result)]:
+def renderables(measured: Sequence[Result | Curve]) -> Iterator[RenderableType]:
+    """One table of all ratios, then for each quantity a heading and a table, a line a model."""
+    if results := [result for result in measured if isinstance(result, Result)]:
         yield ratio_table(results)
-    curves = [curve for curve in found if isinstance(curve, Curve)]
-    for quantity, of_one in groupby(curves, key=lambda curve: curve.quantity):
-        same = list(of_one)
+    curves = [curve for curve in measured if isinstance(curve, Curve)]
+    for quantity, group in groupby(curves, key=lambda curve: curve.quantity):
+        same = list(group)
+        table = new_table(["T =", *(f"{T:,}" for T in same[0].seq_lens), "x", "target", ""])
+        for curve in same:
+            table.add_row(*curve_row(curve))
         yield f"[bold]{quantity.title}[/]"
         yield f"{same[0].baseline} in {quantity.unit}, others relative to it; {quantity.grows} ~ T^x"
-        yield curve_table(same)
+        yield table

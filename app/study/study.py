@@ -87,9 +87,10 @@ class Study:
     def save(self, folder: Path, file_name: str = STUDY_FILE) -> None:
         """Write the study's file into the folder, a line a run."""
         about = {"format": FORMAT, "verb": self.verb, "command": self.command, "options": self.options}
-        head = json_text(about | {"findings": self.findings}).removesuffix("}")
-        runs = [json_text(asdict(run) | {"record": self.records.get(run.name)}) for run in self.plan]
-        write_text(folder / file_name, head + ', "runs": [\n' + ",\n".join(runs) + "\n]}\n")
+        about |= {"findings": self.findings}
+        members = ", ".join(f"{json_text(name)}: {json_text(value)}" for name, value in about.items())
+        runs = ",\n".join(json_text(asdict(run) | {"record": self.records.get(run.name)}) for run in self.plan)
+        write_text(folder / file_name, f'{{{members}, "runs": [\n{runs}\n]}}\n')
 
 
 def study_of(
