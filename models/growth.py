@@ -29,6 +29,7 @@ TauPolicy = Literal["frozen", "ramped", "sqrt_n"]
 Carry = Literal["per_row", "mean", "zeros", "reset"]
 Sizes = dict[str, int]
 Event = dict[str, Any]
+MAX_SIZE = 2**31 - 1  # parameter tokens of a group
 PROBE_SHAPE = (2, 64)  # sequences x tokens on which a growth event measures what it changed
 
 
@@ -94,7 +95,7 @@ def check_rewarm(rewarm_steps: int, tau: TauPolicy, option: str = "--") -> None:
 
 
 def check_sizes(current: Sizes, target: Sizes, option: str = "--") -> None:
-    """Raise ValueError if a group is unknown or would shrink."""
+    """Raise ValueError if a group is unknown, would shrink, or be larger than memories are."""
     for group, size in target.items():
         if group not in current:
             raise ValueError(
@@ -104,6 +105,8 @@ def check_sizes(current: Sizes, target: Sizes, option: str = "--") -> None:
             raise ValueError(
                 f"{option}{group} {size} would shrink the model, which has {current[group]}; growth only adds"
             )
+        if size > MAX_SIZE:
+            raise ValueError(f"{option}{group} {size:.3g} is too much for any machine; it must be at most {MAX_SIZE}")
 
 
 class GrowableModel(LanguageModel):

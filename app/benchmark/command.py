@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args
 from rich.console import Console
 
 from app.benchmark.results import Curve, Result, renderables
+from app.cli.checks import check_file
 from app.machine import Device, about_machine, find_device, num_threads
 from app.output.progress import announce, steps
 from callbacks.atomic import write_json
@@ -86,8 +87,10 @@ def check_options(repeats: int, threads: int | None, json: Path | None) -> None:
         raise ValueError(f"--repeats is {repeats}; it must be at least 1")
     if threads is not None and threads < 1:
         raise ValueError(f"--threads is {threads}; it must be at least 1")
-    if json is not None and (json.is_dir() or not json.resolve().parent.is_dir()):
-        raise ValueError(f"--json {json} cannot be written: name a file in a folder that exists")
+    if json is not None:
+        check_file("--json", json)
+        if not json.parent.is_dir():
+            raise ValueError(f"--json {json} cannot be written: name a file in a folder that exists")
 
 
 def check_for_mixers(names: tuple[str, ...], **options: list[Any] | None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -40,7 +41,24 @@ def unique_seeds(seeds: Sequence[int]) -> list[int]:
 
 
 def check_folder(option: str, folder: Path) -> None:
-    """Raise ValueError if the folder, or one that it would lie in, is a file."""
-    for path in (folder, *folder.parents):
-        if path.exists() and not path.is_dir():
-            raise ValueError(f"--{option} {folder} cannot be written: {path} is no folder; name another")
+    """Raise ValueError unless files can be written into the folder, which need not exist yet; nothing is left there."""
+    check_place(option, folder, folder)
+
+
+def check_file(option: str, file: Path) -> None:
+    """Raise ValueError unless the file, new or not, can be written; it is not touched."""
+    if file.is_dir():
+        raise ValueError(f"{option} {file} is a folder; name a file")
+    check_place(option, file, file.parent)
+
+
+def check_place(option: str, place: Path, folder: Path) -> None:
+    """Raise ValueError, naming the place, unless files can be written into its folder: it is tried."""
+    nearest = next(path for path in (folder, *folder.parents) if path.exists())
+    if not nearest.is_dir():
+        raise ValueError(f"{option} {place} cannot be written: {nearest} is no folder; name another")
+    try:
+        with TemporaryDirectory(prefix=".greenhouse-", dir=nearest):
+            pass
+    except OSError as error:
+        raise ValueError(f"{option} {place} cannot be written ({nearest}: {error.strerror}); name another") from error

@@ -16,7 +16,7 @@ from app.cli.invocation import command_line
 from app.cli.names import known_models
 from app.compare.grid import Grid, budget, widths
 from app.output.progress import announce
-from app.study.conduct import OURS, conduct, parsed
+from app.study.conduct import OURS, check_place_and_trainer, conduct
 from app.study.study import Study
 
 HELP = "python -m app compare --help"
@@ -72,11 +72,9 @@ def compare(
     )  # fmt: skip
     if not print_commands:
         announce(f"compare: {grid.num_runs} runs in {out}")
-    from lightning.pytorch import Trainer
-
     from app.compare.plan import check_runs, extend, first_runs
 
-    parsed(Trainer, "trainer", trainer, HELP)
+    check_place_and_trainer(out, trainer, print_commands, HELP)
     check_runs(grid)
     study = Study("compare", command_line(), grid.plain(), first_runs(grid))
     return conduct(study, out, workers, print_commands, conclude, lambda study: extend(study, grid))

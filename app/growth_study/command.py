@@ -17,7 +17,7 @@ from app.cli.invocation import command_line
 from app.cli.mistakes import check_known
 from app.growth_study.plan import GROUPS, RECIPES, Scale, plan_corpus
 from app.output.progress import announce
-from app.study.conduct import OURS, conduct, parsed
+from app.study.conduct import OURS, check_place_and_trainer, conduct, parsed
 from app.study.study import Planned, Study
 
 HELP = "python -m app growth-study --help"
@@ -83,6 +83,7 @@ def growth_study(
     check_amounts(first_fraction, budgets, rewarm_steps)
     if not print_commands:
         announce(f"growth-study: {len(texts) * len(all_seeds) * (len(names) + len(budgets) + 1)} runs in {out}")
+    check_place_and_trainer(out, trainer, print_commands, HELP)
     groups = {"model": model, "data": data, "optim": optim, "trainer": trainer}
     scale = scale_of(groups, first_fraction, scratch_budgets=tuple(budgets), rewarm_steps=rewarm_steps, **counts)
     plan = whole_plan(scale, texts, all_seeds, names)
@@ -123,14 +124,12 @@ def check_amounts(first_fraction: float, budgets: Sequence[float], rewarm_steps:
 
 def scale_of(groups: Mapping[str, OptionGroup], first_fraction: float, **amounts: Any) -> Scale:
     """The size of the study; ValueError, naming the option, where one will not do."""
-    from lightning.pytorch import Trainer
-
     from datamodules import CharText
     from models import TokenFormer
     from models.optim import Optim
 
-    kinds = {"model": TokenFormer, "data": CharText, "optim": Optim, "trainer": Trainer}
-    model, data, optim, _ = (parsed(kind, name, groups[name], HELP) for name, kind in kinds.items())
+    kinds = {"model": TokenFormer, "data": CharText, "optim": Optim}
+    model, data, optim = (parsed(kind, name, groups[name], HELP) for name, kind in kinds.items())
     TokenFormer(vocab_size=2, **model)
     Optim(**optim)
     first = {group: max(1, round(first_fraction * model[group])) for group in GROUPS}

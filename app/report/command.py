@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from app.cli.checks import check_file
 from app.cli.invocation import command_line
 from app.study.study import Study, read_study, study_file
 
@@ -51,8 +52,7 @@ def report(files: list[Path], *, out: Path = Path("RESULTS.md")) -> int:
 
 def check_out(out: Path) -> None:
     """Raise ValueError for a file that is not a report's."""
-    if out.is_dir():
-        raise ValueError(f"--out {out} is a folder; name a file, such as RESULTS.md")
+    check_file("--out", out)
     if out.exists() and not out.read_text(encoding="utf-8", errors="replace").startswith(MARKER):
         raise ValueError(f"--out {out} exists and was not made by report; name another file, or move that one away")
 

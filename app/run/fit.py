@@ -244,8 +244,10 @@ def _as_list(value: Any) -> list[Any]:
     return [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
 
 
-def quieten() -> None:
-    """Leave what libraries log to their warnings, and drop the warnings that tell nothing."""
+def prepare_lightning() -> None:
+    """Add our strategy to Lightning's, leave what libraries log to their warnings, and drop those that tell nothing."""
+    if "fsdp2" not in StrategyRegistry:
+        StrategyRegistry.register("fsdp2", FSDP2, FSDP2.__doc__)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
     for pattern in QUIET:
@@ -254,9 +256,7 @@ def quieten() -> None:
 
 def run(verb: str, args: list[str]) -> int:
     """Carry out fit, validate, test or predict with the options `args`; returns the exit code."""
-    quieten()
-    if "fsdp2" not in StrategyRegistry:
-        StrategyRegistry.register("fsdp2", FSDP2, FSDP2.__doc__)
+    prepare_lightning()
     refuse_linked(args)
     early = options_before_parsing(args)
     wish = early.get("ckpt_path")

@@ -6,6 +6,8 @@ import math
 from pathlib import Path
 from typing import Literal
 
+from app.cli.checks import check_file
+
 # torch is imported inside the function: `grow --help` answers at once.
 
 
@@ -44,6 +46,7 @@ def grow(
 
     if out_ckpt.exists():
         raise ValueError(f"OUT_CKPT {out_ckpt} exists; name a new file")
+    check_file("OUT_CKPT", out_ckpt)
     if factor is not None and not 1 <= factor < math.inf:
         raise ValueError(f"--factor is {factor}; it must be a number of at least 1: growth only adds")
     check_rewarm(rewarm_steps, tau)
@@ -58,11 +61,10 @@ def grow(
         sizes = {group: round(size * factor) for group, size in model.parameter_token_sizes().items()} | sizes
     if not sizes:
         raise ValueError("nothing to grow; give --num_param_tokens, --num_ffn_param_tokens or --factor")
+    if all(model.parameter_token_sizes().get(group) == size for group, size in sizes.items()):
+        raise ValueError(f"nothing to grow: IN_CKPT {in_ckpt} has these sizes already; give larger ones")
     event = grow_checkpoint(model, checkpoint, sizes, init=init, tau=tau, carry=carry, rewarm_steps=rewarm_steps)
-    try:
-        save_atomically(lambda temporary: torch.save(checkpoint, temporary), out_ckpt)
-    except OSError as error:
-        raise ValueError(f"OUT_CKPT {out_ckpt} cannot be written ({error}); name another place") from error
+    save_atomically(lambda temporary: torch.save(checkpoint, temporary), out_ckpt)
     change = ", ".join(f"{group} {event['from'][group]} -> {size}" for group, size in event["to"].items())
     print(f"{out_ckpt}: {change}; {model.num_parameters():,} parameters")
     print(f"largest change of a logit: {event['logit_change']:.1e}")

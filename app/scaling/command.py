@@ -88,4 +88,4 @@ def check_options(
     if tensorboard and out is None:
         raise ValueError("--tensorboard needs a folder to write to; give it by --out")
     if out is not None:
-        check_folder("out", out)
+        check_folder("--out", out)

@@ -122,7 +122,7 @@ def check_options(
     names = chosen_models(model)
     check_seed("seed", seed)
     at_least_one(seeds=seeds, workers=workers, threads=threads)
-    check_folder("out", out)
+    check_folder("--out", out)
     return names
 
 

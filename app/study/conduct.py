@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from app.cli.checks import check_folder
 from app.cli.mistakes import explained
 from app.cli.options import OptionGroup, Parser
 from app.output.tables import WIDE, new_console
@@ -33,6 +34,28 @@ def parsed(kind: Callable[..., Any], prefix: str, group: OptionGroup, help_comma
         values = parser.parse_args(list(group.options))[prefix].as_dict()
     own = inspect.signature(kind).parameters
     return {k: value for k, value in values.items() if k in group.defaults or value != own[k].default}
+
+
+def check_place_and_trainer(out: Path, trainer: OptionGroup, print_commands: bool, help_command: str) -> None:
+    """Raise ValueError if no run could be carried out with these options of the Trainer, or kept in this folder.
+
+    Commands that are only printed may be meant for another machine, with a GPU.
+    """
+    from lightning.pytorch import Trainer
+
+    from app.run.checks import check_trainer, explaining
+    from app.run.fit import prepare_lightning
+
+    options = parsed(Trainer, "trainer", trainer, help_command)
+    check_trainer(options)
+    if print_commands:
+        return
+    check_folder("--out", out)
+    prepare_lightning()
+    simple = str | int | float | list  # not what would have to be built first
+    built = {name: value for name, value in options.items() if isinstance(value, simple) and name != "plugins"}
+    with explaining(built):
+        Trainer(**built | {"logger": False, "enable_checkpointing": False})
 
 
 def conduct(

@@ -12,7 +12,7 @@ from typing import Any
 from app.cli.help import known_names
 from app.cli.mistakes import explained
 from app.cli.yaml_text import read_yaml
-from app.run.fit import CLI, quieten
+from app.run.fit import CLI, prepare_lightning
 from datamodules import TaskData
 from models.base import LanguageModel
 from models.optim import Optim
@@ -56,7 +56,7 @@ class Reader(CLI):
 def read_experiment(path: Path, option: str) -> Experiment:
     """The experiment in a file; ValueError, naming the option that led to it, says what `fit` would say of it."""
     read_yaml(path, option)
-    quieten()
+    prepare_lightning()
     try:
         with explained("python -m app fit --help", known_names()):
             config = Reader("fit", [f"--config={path}"], None, {}, ExitStack()).config

@@ -13,6 +13,7 @@ import torch
 
 from app.__main__ import main
 from app.cli import faults
+from app.cli.checks import check_file, check_folder
 from app.machine import TRACEBACK_VARIABLE
 from tests.app.test_cli import ROOT, assert_refused, call, here, scratch, tiny  # noqa: F401 - fixtures among them
 
@@ -80,6 +81,33 @@ def test_no_message_is_longer_than_a_few_rows(monkeypatch):
     assert_refused(outcome, "--demo is xxx", " ... ", "; leave it out")
     assert len(outcome.err) < 80 * 8
     assert faults.one_line("short, as\n  it is") == "short, as it is"
+
+
+# Places are tried before the work -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("check", [check_folder, check_file])
+def test_a_place_is_tried_and_left_as_it_was(tmp_path, check):
+    check("--out", tmp_path / "new" / "newer")
+    check("--out", tmp_path / "new.md")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs a folder where even root cannot write")
+@pytest.mark.parametrize(
+    "line",
+    [
+        "compare --tokens 1e5 --out /proc/x",
+        "growth-study --out /proc/x",
+        "scorecard --out /proc/x/y",
+        "scaling runs --out /proc/x",
+        "report runs --out /proc/x.md",
+        "bench --json /proc/x.json",
+        "grow whole.ckpt /proc/x.ckpt --factor 2",
+    ],
+)
+def test_where_nothing_can_be_written_no_work_is_done(here, line):  # noqa: F811
+    assert_refused(call(line), "/proc/x", "cannot be written (/proc: ", "name another")
 
 
 # UTF-8 everywhere ----------------------------------------------------------------------------------------------------
