@@ -525,10 +525,18 @@ MISTAKES = {
     "bench mixers --seq_lens []": ("--seq_lens is empty",),
     "scorecard --tasks []": ("--tasks is empty",),
     # studies: what no run of theirs could do, and where nothing can be written
-    "compare --tokens 1e5 --trainer.gradient_clip_val -1": ("--trainer.gradient_clip_val is -1", "at least 0"),
-    "compare --tokens 1e5 --trainer.devices abc --trainer.accelerator cpu": ("--trainer.devices abc",),
-    "compare --tokens 1e5 --trainer.accelerator tpu": ("--trainer.accelerator tpu",),
-    "compare --tokens 1e5 --out other.txt/here": ("--out other.txt/here", "other.txt is no folder"),
+    f"compare --presets {CONFIGS}/experiment --tokens 1e5 --trainer.gradient_clip_val -1": (
+        "--trainer.gradient_clip_val is -1",
+        "at least 0",
+    ),
+    f"compare --presets {CONFIGS}/experiment --tokens 1e5 --trainer.devices abc --trainer.accelerator cpu": (
+        "--trainer.devices abc",
+    ),
+    f"compare --presets {CONFIGS}/experiment --tokens 1e5 --trainer.accelerator tpu": ("--trainer.accelerator tpu",),
+    f"compare --presets {CONFIGS}/experiment --tokens 1e5 --out other.txt/here": (
+        "--out other.txt/here",
+        "other.txt is no folder",
+    ),
     "growth-study --trainer.accelerator tpu": ("--trainer.accelerator tpu",),
     "growth-study --out other.txt": ("--out other.txt", "is no folder"),
     "bench --json other.txt/here": ("--json other.txt/here", "other.txt is no folder"),

@@ -15,7 +15,7 @@ from app.__main__ import main
 from app.cli import faults
 from app.cli.checks import check_file, check_folder
 from app.machine import TRACEBACK_VARIABLE
-from tests.app.test_cli import ROOT, assert_refused, call, here, scratch, tiny  # noqa: F401 - fixtures among them
+from tests.app.test_cli import CONFIGS, ROOT, assert_refused, call, here, scratch, tiny  # noqa: F401 - fixtures among them
 
 NARROW = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}  # where Python takes ASCII for all encoding
 
@@ -97,7 +97,7 @@ def test_a_place_is_tried_and_left_as_it_was(tmp_path, check):
 @pytest.mark.parametrize(
     "line",
     [
-        "compare --tokens 1e5 --out /proc/x",
+        f"compare --presets {CONFIGS}/experiment --tokens 1e5 --out /proc/x",
         "growth-study --out /proc/x",
         "scorecard --out /proc/x/y",
         "scaling runs --out /proc/x",
