@@ -7,6 +7,7 @@ wrapped anew. Sizes are compared, not counted, so that a resumed run never grows
 
 from __future__ import annotations
 
+import inspect
 import math
 from itertools import pairwise
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.strategies import DDPStrategy
 
-from callbacks.common import in_fit_validation, tensorboard_of
+from callbacks.common import in_fit_validation, tensorboard_of, total_steps
 from callbacks.console import say
 from models.base import LanguageModel
 from models.growth import Carry, GrowableModel, Init, Sizes, TauPolicy, check_rewarm, check_sizes
@@ -53,6 +54,7 @@ class Growth(L.Callback):
         self.sizes = {"num_param_tokens": num_param_tokens, "num_ffn_param_tokens": num_ffn_param_tokens}
         self.factor, self.init, self.tau, self.carry, self.rewarm_steps = factor, init, tau, carry, rewarm_steps
         self._check_schedule()
+        self._resumed_at = 0
 
     def _check_schedule(self) -> None:
         if any(later <= earlier for earlier, later in pairwise(self.steps)) or (self.steps and self.steps[0] < 1):
@@ -74,6 +76,12 @@ class Growth(L.Callback):
                 "--growth.steps needs sizes: --growth.num_param_tokens, --growth.num_ffn_param_tokens, --growth.factor"
             )
         check_rewarm(self.rewarm_steps, self.tau, "--growth.")
+        for name, parameter in inspect.signature(Growth).parameters.items() if not self.steps else ():
+            if parameter.default is not None and getattr(self, name) != parameter.default:
+                raise ValueError(
+                    f"--growth.{name} {getattr(self, name)} changes nothing without --growth.steps; give steps, or "
+                    f"--growth.{name} {parameter.default}, the default"
+                )
 
     def target(self, first: Sizes, step: int) -> Sizes:
         """Sizes scheduled for `step`, given the first sizes."""
@@ -102,6 +110,41 @@ class Growth(L.Callback):
         first = pl_module.initial_sizes()
         for step in self.steps:
             check_sizes(first, self.target(first, step), "--growth.")
+        self._check_time(0 if trainer.fast_dev_run else total_steps(trainer))  # type: ignore[attr-defined]
+        self._check_growth(pl_module)
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Learn at which step the run goes on."""
+        self._resumed_at = checkpoint["global_step"]
+
+    def _check_time(self, end: int) -> None:
+        """Raise ValueError if all growth lies beyond the last step, and say so of a part of it; 0 is no last step."""
+        never = [step for step in self.steps if 0 < end <= step]
+        if len(never) == len(self.steps):
+            raise ValueError(
+                f"--growth.steps {self.steps}: the run ends at step {end}, before any growth; give earlier steps or "
+                "more --trainer.max_steps"
+            )
+        if never:
+            say(f"the run ends at step {end}, before growth at {', '.join(map(str, never))}")
+
+    def _check_growth(self, model: GrowableModel) -> None:
+        """Raise ValueError for a step that the run is past, or whose sizes the model has already by then."""
+        sizes = model.parameter_token_sizes()
+        for step in self.steps:
+            target = self.target(model.initial_sizes(), step)
+            grows = any(size > sizes[group] for group, size in target.items())
+            if grows and step < self._resumed_at:
+                raise ValueError(
+                    f"--growth.steps {step}: the run goes on at step {self._resumed_at}, and has not grown before; "
+                    "give that step or a later one"
+                )
+            if not grows and step >= self._resumed_at:
+                raise ValueError(
+                    f"--growth.steps {step}: nothing grows to {_words(target)}, as the model has {_words(sizes)} by "
+                    "then; give larger sizes, or leave the step out"
+                )
+            sizes = {group: max(size, target[group]) for group, size in sizes.items()}
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -151,3 +194,7 @@ class Growth(L.Callback):
         if sizes and in_fit_validation(trainer):
             for logger in trainer.loggers:
                 logger.log_metrics(sizes, step=trainer.global_step)
+
+
+def _words(sizes: Sizes) -> str:
+    return ", ".join(f"{group} {size}" for group, size in sizes.items())

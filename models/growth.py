@@ -205,14 +205,15 @@ class GrowableModel(LanguageModel):
         self._raise_tau(steps)
 
     def _raise_tau(self, steps: int) -> None:
-        """Let tau be what it is after so many steps, if the last growth ramps it: linear over the re-warm."""
-        if not self.growth_events or self.growth_events[-1]["tau"] != "ramped":
-            return
-        event = self.growth_events[-1]
-        part = min(1.0, (steps - event["step"]) / event["rewarm_steps"])
-        for group, start in event["tau_from"].items():
-            for layer in self.pattentions()[group]:
-                layer.tau.fill_(start + part * (math.sqrt(event["to"][group]) - start))
+        """Let tau be what it is after so many steps in each group whose last growth ramps it: linear in the re-warm."""
+        for group, layers in self.pattentions().items():
+            event = next((event for event in reversed(self.growth_events) if group in event["tau_from"]), None)
+            if event is None or event["tau"] != "ramped":
+                continue
+            start, end = event["tau_from"][group], math.sqrt(event["to"][group])
+            part = min(1.0, (steps - event["step"]) / event["rewarm_steps"])
+            for layer in layers:
+                layer.tau.fill_(start + part * (end - start))
 
     def _young_rows(self, optimizer: Any) -> Iterator[tuple[nn.Parameter, slice, float]]:
         """Parameters, rows and factors of all rows whose updates are not yet taken as they are."""

@@ -497,6 +497,13 @@ MISTAKES = {
     "TINY --growth.steps [3] --growth.factor [0.5]": ("--growth.", "shrink"),
     "TINY --growth.steps [3] --growth.factor [.inf]": ("--growth.factor",),
     "TINY --growth.steps [3]": ("--growth.steps", "--growth.factor"),
+    "TINY --growth.steps [50] --growth.factor [2]": ("--growth.steps [50]", "step 12", "--trainer.max_steps"),
+    "TINY --growth.steps [3] --growth.factor [1]": ("--growth.steps 3", "nothing grows"),
+    "TINY --growth.init random": ("--growth.init random", "--growth.steps"),
+    "fit --ckpt_path whole.ckpt --trainer.max_steps 20 --growth.steps [3] --growth.factor [2]": (
+        "--growth.steps 3",
+        "goes on at step 12",
+    ),
     "TINY --growth.factor [2]": ("--growth.factor", "--growth.steps"),
     "fit --model Transformer --data Copying --growth.steps [3] --growth.factor [2]": ("--growth.steps", "Transformer"),
     "grow whole.ckpt truncated.ckpt --factor 2": ("OUT_CKPT truncated.ckpt exists",),

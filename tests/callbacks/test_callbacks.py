@@ -227,6 +227,74 @@ def test_a_ramped_tau_begins_where_it_was_and_ends_at_the_root_of_the_size(tmp_p
     assert model.layers[0].query.tau == pytest.approx(last)
 
 
+def test_a_tau_goes_on_rising_when_the_other_group_grows_or_its_own_grows_again(tmp_path):
+    """Each group's own last growth decides, not the last of all."""
+    taus = []
+
+    class Look(L.Callback):
+        def on_train_batch_end(self, trainer, pl_module, *args):
+            taus.append([float(layers[0].tau) for layers in pl_module.pattentions().values()])
+
+    sizes = {"num_param_tokens": [16, 16, 32], "num_ffn_param_tokens": [16, 36, 36]}
+    growth = Growth(steps=[1, 2, 4], **sizes, tau="ramped", rewarm_steps=4)
+    fit(tmp_path, growth, Look(), max_steps=10, limit_val_batches=0)
+    begin, middle, end = 8**0.5, 16**0.5, 32**0.5
+    reached = begin + 0.75 * (middle - begin)
+    rising = [begin + part * (middle - begin) for part in (0, 0.25, 0.5, 0.75)]
+    again = [reached + part * (end - reached) for part in (0.25, 0.5, 0.75, 1, 1, 1)]
+    assert [tau for tau, _ in taus] == pytest.approx(rising + again)
+    assert [tau for _, tau in taus] == pytest.approx([4, 4, 4.5, 5, 5.5, 6, 6, 6, 6, 6])
+
+
+@pytest.mark.parametrize(
+    ("schedule", "says"),
+    [
+        ({"steps": [50], "factor": [2]}, r"--growth.steps \[50\]: the run ends at step 8"),
+        ({"steps": [8], "factor": [2]}, r"--growth.steps \[8\]: the run ends at step 8"),
+        (
+            {"steps": [3], "factor": [1]},
+            "--growth.steps 3: nothing grows to num_param_tokens 8, num_ffn_param_tokens 16",
+        ),
+        ({"steps": [3, 5], "factor": [2, 2]}, "--growth.steps 5: nothing grows to num_param_tokens 16"),
+        ({"steps": [3], "num_param_tokens": [2**31]}, "--growth.num_param_tokens .* at most 2147483647"),
+    ],
+)
+def test_growth_that_never_happens_is_refused(tmp_path, schedule, says):
+    with pytest.raises(ValueError, match=says):
+        fit(tmp_path, Growth(**schedule))
+
+
+@pytest.mark.parametrize(
+    ("schedule", "says"),
+    [
+        ({"steps": [3], "num_param_tokens": [16]}, "--growth.steps 3: the run goes on at step 4"),
+        (
+            {"steps": [6], "num_param_tokens": [12]},
+            "--growth.steps 6: nothing grows to .*, as the model has num_param_tok",
+        ),
+    ],
+)
+def test_growth_that_a_resumed_run_is_past_is_refused(tmp_path, schedule, says):
+    fit(tmp_path, Growth(steps=[2], num_param_tokens=[12]), Checkpoints(), max_steps=4)
+    last = str(tmp_path / "checkpoints/last.ckpt")
+    with pytest.raises(ValueError, match=says):
+        fit(tmp_path, Growth(**schedule), ckpt_path=last, resumed_at=4)
+    fit(tmp_path, Growth(steps=[2, 4], num_param_tokens=[12, 16]), ckpt_path=last, resumed_at=4)
+
+
+def test_growth_beyond_the_end_is_told_where_the_run_may_be_lengthened(tmp_path, capsys):
+    fit(tmp_path, Growth(steps=[3, 8, 20], factor=[2, 3, 4]), max_steps=4, limit_val_batches=0)
+    assert "the run ends at step 4, before growth at 8, 20\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("init", "random"), ("tau", "ramped"), ("carry", "mean"), ("rewarm_steps", 9)]
+)
+def test_options_of_growth_need_steps(option, value):
+    with pytest.raises(ValueError, match=f"--growth.{option} {value} changes nothing without --growth.steps"):
+        Growth(**{option: value})
+
+
 def test_growth_on_disk_is_marked_when_the_fit_goes_on(tmp_path):
     from models.growth import grow_checkpoint
 
