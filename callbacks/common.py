@@ -63,3 +63,11 @@ def text_of(trainer: L.Trainer) -> TextData | None:
     """The trainer's DataModule, if its tokens are characters."""
     data = trainer.datamodule  # type: ignore[attr-defined]
     return data if isinstance(data, TextData) else None
+
+
+def split_measured(trainer: L.Trainer, stage: str) -> dict[str, int]:
+    """How many batches of its split stage "validate" or "test" measures, and `of` how many: fewer are a part."""
+    batches = trainer.num_test_batches if stage == "test" else trainer.num_val_batches
+    loaders = trainer.test_dataloaders if stage == "test" else trainer.val_dataloaders
+    loaders = loaders if isinstance(loaders, list | tuple) else [loaders]
+    return {"batches": sum(map(int, batches)), "of": sum(map(len, loaders))}

@@ -18,9 +18,11 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich import get_console
 from rich.table import Table
 
-from callbacks.common import description_of, in_fit_validation, total_steps
+from callbacks.common import description_of, in_fit_validation, split_measured, total_steps
 from callbacks.throughput import find_throughput
 from models.base import LanguageModel
+
+PREFIXES = {"validate": "val", "test": "test"}  # of the metrics of a stage
 
 
 @rank_zero_only
@@ -140,8 +142,26 @@ class Narrator(L.Callback):
         say(f"watch with `tensorboard --logdir {folder.parent}`")
 
     @rank_zero_only
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """What a validate run measures."""
+        if trainer.state.fn == "validate":
+            self._say_what_is_measured(trainer, "validate")
+
+    @rank_zero_only
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """What a test run measures."""
+        self._say_what_is_measured(trainer, "test")
+
+    def _say_what_is_measured(self, trainer: L.Trainer, stage: str) -> None:
+        measured, split = split_measured(trainer, stage), f"batches of the {PREFIXES[stage]} split"
+        if measured["batches"] == measured["of"]:
+            say(f"all {measured['of']:,} {split}")
+        else:
+            say(f"{measured['batches']:,} of {measured['of']:,} {split}, a part of it")
+
+    @rank_zero_only
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """The table of a validate or test run."""
-        prefix = {"validate": "val", "test": "test"}.get(str(trainer.state.fn.value if trainer.state.fn else ""))
+        prefix = PREFIXES.get(str(trainer.state.fn.value if trainer.state.fn else ""))
         if prefix and trainer.callback_metrics:
             get_console().print(table_of(trainer.callback_metrics, prefix))

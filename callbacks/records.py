@@ -20,7 +20,14 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from callbacks.atomic import write_json
 from callbacks.checkpoints import RunStopped
-from callbacks.common import at_logging_step, description_of, in_fit_validation, tensorboard_of, total_steps
+from callbacks.common import (
+    at_logging_step,
+    description_of,
+    in_fit_validation,
+    split_measured,
+    tensorboard_of,
+    total_steps,
+)
 from callbacks.console import say, under
 from callbacks.record_file import FORMAT, RECORD, read_record
 from callbacks.throughput import find_throughput
@@ -96,6 +103,11 @@ class Record(L.Callback):
     def __init__(self, command: Sequence[str] = ()) -> None:
         self.command = command
         self.record: dict[str, Any] = {}  # of the fit that goes on, empty outside
+        self._loaded_step = 0
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Learn of which step the checkpoint is."""
+        self._loaded_step = checkpoint["global_step"]
 
     @staticmethod
     def path(trainer: L.Trainer) -> Path:
@@ -109,7 +121,9 @@ class Record(L.Callback):
         earlier = read_or_set_aside(self.path(trainer)) if trainer.global_step else {}
         history = [point for point in earlier.get("history", []) if point["step"] <= trainer.global_step]
         logged = earlier.get("hparams_logged", False)
-        self.record = describe(trainer, pl_module, self.command) | {"history": history, "hparams_logged": logged}
+        measured = {split: part for split, part in earlier.get("measured", {}).items() if split == "val"}
+        carried = {"history": history, "hparams_logged": logged, "measured": measured}
+        self.record = describe(trainer, pl_module, self.command) | carried
         self._write(trainer, pl_module, "running")
 
     def _point(self, trainer: L.Trainer, pl_module: LanguageModel, prefix: str) -> dict[str, Any]:
@@ -147,6 +161,7 @@ class Record(L.Callback):
         assert isinstance(pl_module, LanguageModel)
         if self.record and in_fit_validation(trainer):
             self.record["history"].append(self._point(trainer, pl_module, "val/"))
+            self.record["measured"] = {"val": split_measured(trainer, "validate")}
             self._write(trainer, pl_module, "running")
 
     @rank_zero_only
@@ -203,4 +218,6 @@ class Record(L.Callback):
         """Add the test's results to the record of the run folder, if there is one."""
         if record := read_or_set_aside(self.path(trainer)):
             results = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("test/")}
-            self._save(trainer, record | {"test": results})
+            of = {"checkpoint": str(trainer.ckpt_path), "step": self._loaded_step}
+            measured = record.get("measured", {}) | {"test": split_measured(trainer, "test") | of}
+            self._save(trainer, record | {"test": results, "measured": measured})

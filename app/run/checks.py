@@ -19,6 +19,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from app.cli.checks import check_seed
+from app.cli.help import LIMITS as MEASURED_BY
 from app.machine import knows_its_node
 
 FROM = {  # the least value that has a meaning
@@ -71,8 +72,10 @@ def whole_seed(seed: bool | int) -> int:
 # Before a Trainer is built --------------------------------------------------------------------------------------------
 
 
-def check_trainer(options: Mapping[str, Any]) -> None:
+def check_trainer(options: Mapping[str, Any], verb: str = "fit") -> None:
     """Raise ValueError for the first option of the Trainer that cannot be, or that would change nothing."""
+    if verb in MEASURED_BY and options[MEASURED_BY[verb]] == 0:
+        raise ValueError(f"--trainer.{MEASURED_BY[verb]} 0 leaves nothing to {verb}; give more, or leave it out")
     given = {name: value for name, value in options.items() if value is not None}
     for name, value in given.items():
         if name in NEVER:

@@ -80,6 +80,12 @@ TRAINER_DEFAULTS: dict[str, Any] = {
     "gradient_clip_val": 1.0,
     "use_distributed_sampler": False,
 }
+WHOLE_SPLITS = [  # what a fit measured a part of, to be quick, is measured whole when it is asked for
+    f"--trainer.{name}" for name in (
+        "limit_val_batches=1.0", "limit_test_batches=1.0", "limit_predict_batches=1.0", "overfit_batches=0.0",
+        "fast_dev_run=false",
+    )
+]  # fmt: skip
 CALLBACK_GROUPS = {"growth": Growth, "samples": Samples, "checkpoints": Checkpoints}
 QUIET = (  # what libraries say about things that are as they should be
     r".*does not have many workers.*",
@@ -145,7 +151,7 @@ class CLI(LightningCLI):
         """Parse, and refuse values that would fail later without a word of the option."""
         super().parse_arguments(parser, with_dashes(args, parser))
         check_groups(self.config, ("trainer", "optim", *CALLBACK_GROUPS))
-        check_trainer(self.config["trainer"])
+        check_trainer(self.config["trainer"], self.verb)
 
     def before_instantiate_classes(self) -> None:
         """Decide on the run folder, and look into it for the checkpoint where that is `auto`."""
@@ -228,6 +234,7 @@ class CLI(LightningCLI):
         kwargs = {"return_predictions": False} if self.verb == "predict" else {}
         if self.verb in ("validate", "test"):
             kwargs["verbose"] = False  # the Narrator's table is the one to read
+            say(f"{self.checkpoint_path}, step {self.checkpoint['global_step']:,}")
         path = str(self.checkpoint_path) if self.checkpoint_path else None
         with explaining(self.config_init["trainer"]):
             getattr(self.trainer, self.verb)(self.model, datamodule=self.datamodule, ckpt_path=path, **kwargs)
@@ -267,7 +274,8 @@ def run(verb: str, args: list[str]) -> int:
     path = find_checkpoint(wish, early.get("run_dir")) if wish and wish != AUTO else None
     checkpoint = read_checkpoint(path) if path else {}
     if path:
-        args = [f"--config={configuration_of(path, checkpoint)}", *args]
+        whole = [] if verb == "fit" else WHOLE_SPLITS
+        args = [f"--config={configuration_of(path, checkpoint)}", *whole, *args]
     with ExitStack() as stack:
         with explained(f"python -m app {verb} --help", known_names()):
             cli = CLI(verb, args, path, checkpoint, stack)

@@ -46,9 +46,16 @@ def stages(run: Planned, folder: Path) -> list[list[str]]:
     """Arguments of the commands that are still to be carried out, each safe to repeat: the fit, and the test."""
     record = record_of(folder) or {}
     fit = ["fit", *run.options, "--run_dir", str(folder), "--ckpt_path", AUTO]
-    test = ["test", "--ckpt_path", str(last_checkpoint(folder))]
+    test = ["test", "--ckpt_path", str(last_checkpoint(folder)), *options_of_test(run.options)]
     is_trained = record.get("status") == "finished"
     return [*([] if is_trained else [fit]), *([test] if run.test and not (is_trained and "test" in record) else [])]
+
+
+def options_of_test(options: Sequence[str]) -> list[str]:
+    """Of a fit's options, what its test has to be told, too: how much of the split it measures, if not all."""
+    limit, follows = "--trainer.limit_test_batches", [*options[1:], ""]
+    pairs = (([option, value] if option == limit else [option]) for option, value in zip(options, follows, strict=True))
+    return [word for pair in pairs if pair[0].partition("=")[0] == limit for word in pair]
 
 
 def diverged(record: Record | None) -> bool:

@@ -22,7 +22,7 @@ DIGITS = 7  # kept of a number
 KEPT = (
     "format", "model", "model_options", "data", "data_options", "optim", "seed", "max_steps", "versions", "device",
     "processes", "precision", "step", "tokens", "flops", "seconds", "parameters", "status", "growth_events", "final",
-    "test",
+    "test", "measured",
 )  # fmt: skip
 KEPT_OF_A_VALIDATION = (
     "step", "tokens", "flops", "seconds", "parameters", "val/loss", "val/bits_per_char", "val/accuracy",

@@ -349,7 +349,9 @@ def test_measuring_needs_nothing_but_a_checkpoint(alone, scratch, verb, split):
     assert (code, err) == (0, "")
     assert f"{split} split" in out
     assert "bits per char" in out
-    assert out == call(f"{verb} --ckpt_path {scratch}/whole.ckpt --trainer.accelerator cpu").out
+    assert "some.ckpt, step 12\n" in out
+    again = call(f"{verb} --ckpt_path {scratch}/whole.ckpt --trainer.accelerator cpu").out
+    assert out == again.replace(f"{scratch}/whole.ckpt", "some.ckpt")
 
 
 def test_predictions_are_lines_of_json(alone, tiny_text):
@@ -552,6 +554,8 @@ MISTAKES = {
     "scaling runs --out other.txt": ("--out other.txt", "other.txt is no folder"),
     "scorecard --out other.txt/here": ("--out other.txt/here", "other.txt is no folder"),
     # checkpoints
+    "test --ckpt_path whole.ckpt --trainer.limit_test_batches 0": ("--trainer.limit_test_batches 0", "nothing to test"),
+    "validate --ckpt_path whole.ckpt --trainer.limit_val_batches 0": ("--trainer.limit_val_batches 0", "leave it out"),
     "test --ckpt_path none.ckpt": ("--ckpt_path none.ckpt",),
     "test --ckpt_path truncated.ckpt": ("--ckpt_path truncated.ckpt", "damaged"),
     "test --ckpt_path foreign.ckpt": ("--ckpt_path foreign.ckpt", "not written by this project"),

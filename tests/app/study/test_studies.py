@@ -160,6 +160,14 @@ def test_what_is_left_of_a_run(tmp_path):
     assert is_done(run, folder)
 
 
+@pytest.mark.parametrize("limit", [["--trainer.limit_test_batches=3"], ["--trainer.limit_test_batches", "3"]])
+def test_the_test_of_a_run_measures_as_much_as_the_study_says(tmp_path, limit):
+    run = Planned("a", {}, ["--trainer.limit_val_batches=2", *limit, "--trainer.devices", "1"])
+    fit, test = stages(run, tmp_path / "a")
+    assert fit[1:5] == [*run.options][:4]
+    assert test[3:] == limit
+
+
 def test_other_options_under_the_same_name_are_refused(tmp_path):
     Study("compare", "", {}, [Planned("a", {}, ["--x=1", "--y=2"])]).save(tmp_path)
     with pytest.raises(ValueError, match=r"holds a with other options \(--x=1 -> --x=3\)"):
