@@ -18,6 +18,7 @@ MODULES = {
     "Samples": "samples",
     "ScalingCurves": "scaling_curves",
     "Throughput": "throughput",
+    "TimeLimit": "time_limit",
 }
 __all__ = list(MODULES)
 

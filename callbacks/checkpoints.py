@@ -1,12 +1,15 @@
 """Checkpoints that survive: written whole or not at all, at moments from which a resumed run is the same run.
 
-`last.ckpt` is saved every so many steps, at the end, and when the run is told to stop (Ctrl-C, SIGTERM); never in the
-middle of a gradient accumulation, and after a validation that is due at the same step. A loss or gradient that is not
-finite stops the run before anything is saved over the last good checkpoint.
+Between two optimizer steps, never in the middle of an accumulation, comes in this order what is due there: the
+validation; `best.ckpt`, if its loss is the least so far; `last.ckpt`, which knows that loss, every so many steps, at
+the end however the run ends, and when it is told to stop (Ctrl-C, SIGTERM). A loss, gradient or weight that is not
+finite stops the run before anything is measured or saved over the last good checkpoint.
 """
 
 from __future__ import annotations
 
+import math
+import os
 import signal
 from pathlib import Path
 from types import FrameType
@@ -15,15 +18,18 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, EarlyStopping
+from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from callbacks.atomic import save_atomically
 from callbacks.common import at_logging_step, in_fit_validation
 from callbacks.console import say
-from callbacks.lightning_internals import validation_is_due
-from callbacks.record_file import CHECKPOINTS, last_checkpoint
+from callbacks.lightning_internals import completes_step, fit_is_ending, use_our_loops, validation_is_due
+from callbacks.record_file import CHECKPOINTS, best_checkpoint, last_checkpoint
 
+MONITOR = "val/loss"
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -44,11 +50,11 @@ class RunStopped(Exception):  # noqa: N818 - no error: the run was asked to stop
 
 
 class NonFiniteLossError(ValueError):
-    """The loss or a gradient became NaN or infinite."""
+    """The loss, a gradient or a weight became NaN or infinite."""
 
 
 class Checkpoints(Checkpoint):
-    """Saves last.ckpt, stops on signals, refuses to go on from a loss that is not finite.
+    """Saves last.ckpt and best.ckpt, stops on signals, refuses to go on from a loss that is not finite.
 
     Args:
         every_n_steps: Optimizer steps between two saves of last.ckpt.
@@ -60,7 +66,9 @@ class Checkpoints(Checkpoint):
         self.every_n_steps = every_n_steps
         self._signum = 0
         self._handlers: dict[int, Any] = {}
-        self._last_saved = -1
+        self._best_score = math.inf
+        self._last_saved = -1  # step of last.ckpt, if this process knows it
+        self._wants_end = False
         self._bad_step: Tensor | None = None
 
     @staticmethod
@@ -73,11 +81,27 @@ class Checkpoints(Checkpoint):
 
     # Signals -------------------------------------------------------------------------------------------------------
 
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Let a fit validate between optimizer steps only, and begin and end even if no step is left."""
+        if stage == "fit":
+            use_our_loops(trainer)
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Take over the signals, from Lightning too, and remove what a killed process left half-written."""
+        """Take over the signals, from Lightning too, remove half-written files, and look what is in the folder."""
         if trainer.is_global_zero:
             for leftover in self.directory(trainer.default_root_dir).glob(".*.tmp"):
                 leftover.unlink(missing_ok=True)
+        last, best = self._last(trainer), best_checkpoint(Path(trainer.default_root_dir))
+        resumed = trainer.ckpt_path is not None and Path(trainer.ckpt_path).resolve() == last.resolve()
+        self._last_saved = trainer.global_step if resumed else -1
+        if not trainer.strategy.broadcast(best.exists()):  # a score whose model is not here is no score to beat
+            self._best_score = math.inf
+        self._wants_end = any(stopped_early(callback) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+        if self._wants_end:
+            say("EarlyStopping has ended this run already; --trainer.callbacks null lets it go on")
+        trainer.should_stop |= self._wants_end
+        if trainer.fast_dev_run:
+            return
         self._handlers = {number: signal.signal(number, self._remember) for number in STOP_SIGNALS}
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
@@ -118,45 +142,100 @@ class Checkpoints(Checkpoint):
             return
         step = int(trainer.strategy.reduce(self._bad_step.float(), reduce_op="max"))
         if step >= 0:
-            last = self._last(trainer)
-            rest = f"the last good checkpoint is {last}" if last.exists() else "there is no checkpoint before it"
-            raise NonFiniteLossError(
-                f"the loss or a gradient is not finite at step {step}; {rest}. Try a lower --optim.learning_rate, "
-                "a longer --optim.warmup_steps or --trainer.gradient_clip_val 1"
-            )
+            raise self._not_finite(trainer, f"the loss or a gradient is not finite at step {step}")
+
+    def _check_weights(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Raise NonFiniteLossError if anything that led here, or a weight or buffer itself, is not finite."""
+        self._check_finite(trainer)
+        if not trainer.strategy.reduce_boolean_decision(all_finite(pl_module)):
+            raise self._not_finite(trainer, f"a weight is not finite after step {trainer.global_step}")
+
+    def _not_finite(self, trainer: L.Trainer, what: str) -> NonFiniteLossError:
+        last = self._last(trainer)
+        rest = f"the last good checkpoint is {last}" if last.exists() else "there is no checkpoint before it"
+        return NonFiniteLossError(
+            f"{what}; {rest}. Try a lower --optim.learning_rate, a longer --optim.warmup_steps or "
+            "--trainer.gradient_clip_val 1"
+        )
 
     # Saving --------------------------------------------------------------------------------------------------------
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Watch the loss; save and stop where due, unless a validation comes first."""
+        """Watch the loss; between optimizer steps save and stop where due, unless a validation comes first."""
         self._watch(trainer, outputs["loss"])
         if pl_module.device.type == "cpu" or at_logging_step(trainer):
             self._check_finite(trainer)
-        if (batch_idx + 1) % trainer.accumulate_grad_batches == 0 and not validation_is_due(trainer):
-            self._save_or_stop(trainer)
+        self._wants_end |= trainer.should_stop
+        trainer.should_stop = self._wants_end and completes_step(trainer)  # the accumulation is finished first
+        if completes_step(trainer) and not validation_is_due(trainer):
+            self._save_or_stop(trainer, pl_module)
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Measure nothing that is not finite, when the validation belongs to a fit."""
+        if in_fit_validation(trainer):
+            self._check_weights(trainer, pl_module)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Save and stop where due, when the validation belongs to a fit."""
-        if in_fit_validation(trainer):
-            self._save_or_stop(trainer)
+        """Save the best, then save and stop where due, when the validation belongs to a fit."""
+        if not in_fit_validation(trainer):
+            return
+        score = float(trainer.callback_metrics.get(MONITOR, math.nan))
+        if trainer.strategy.reduce_boolean_decision(score < self._best_score):
+            self._best_score = score
+            self._save(trainer, pl_module, best_checkpoint(Path(trainer.default_root_dir)))
+        self._save_or_stop(trainer, pl_module)
 
-    def _save_or_stop(self, trainer: L.Trainer) -> None:
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save an end that nothing announced, that of a loader's last epoch; tell which model is the best."""
+        self._save_last(trainer, pl_module)
+        best = best_checkpoint(Path(trainer.default_root_dir))
+        if trainer.is_global_zero and not trainer.fast_dev_run and (score := best_score(best)) is not None:
+            say(f"best {MONITOR} {score:.4f}: {os.path.relpath(best)}")
+
+    def _save_or_stop(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         signum = self._stop_signal(trainer)
-        finished = 0 < trainer.max_steps <= trainer.global_step
-        due = trainer.global_step - max(self._last_saved, 0) >= self.every_n_steps
-        if (due or finished or signum) and trainer.global_step != self._last_saved:
-            self._check_finite(trainer)
-            self._last_saved = trainer.global_step
-            trainer.save_checkpoint(self._last(trainer))
+        if signum or fit_is_ending(trainer) or trainer.global_step % self.every_n_steps == 0:
+            self._save_last(trainer, pl_module)
         if signum:
             raise RunStopped(signum, self._last(trainer))
 
+    def _save_last(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.global_step != self._last_saved:
+            self._save(trainer, pl_module, self._last(trainer))
+            self._last_saved = trainer.global_step
+
+    def _save(self, trainer: L.Trainer, pl_module: L.LightningModule, path: Path) -> None:
+        if not trainer.fast_dev_run:
+            self._check_weights(trainer, pl_module)
+            trainer.save_checkpoint(path)
+
     def state_dict(self) -> dict[str, Any]:
-        """The step of the newest save."""
-        return {"last_saved": self._last_saved}
+        """The least validation loss so far."""
+        return {"best_score": self._best_score}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on counting from the newest save."""
-        self._last_saved = state_dict["last_saved"]
+        """Take it back; checkpoints of older versions do not have it."""
+        self._best_score = state_dict.get("best_score", math.inf)
+
+
+def all_finite(module: L.LightningModule) -> bool:
+    """Whether no number among the parameters and buffers, or this process's part of them, is NaN or infinite."""
+    tensors = (*module.parameters(), *module.buffers())
+    local = [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
+    checks = [torch.isfinite(tensor).all() for tensor in local if tensor.is_floating_point()]
+    return bool(torch.stack(checks).all())
+
+
+def stopped_early(callback: L.Callback) -> bool:
+    """Whether the callback is an EarlyStopping that has ended the run."""
+    return isinstance(callback, EarlyStopping) and callback.stopping_reason is not EarlyStoppingReason.NOT_STOPPED
+
+
+def best_score(path: Path) -> float | None:
+    """The validation loss of the model in a best.ckpt; None if there is no file that tells."""
+    if not path.is_file():
+        return None
+    callbacks = torch.load(path, map_location="cpu", weights_only=True, mmap=True).get("callbacks", {})
+    return callbacks.get(Checkpoints.__qualname__, {}).get("best_score")

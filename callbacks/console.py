@@ -6,19 +6,19 @@ pipe.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import ModelCheckpoint, RichModelSummary
+from lightning.pytorch.callbacks import RichModelSummary
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich import get_console
 from rich.table import Table
 
 from callbacks.common import description_of, in_fit_validation, split_measured, total_steps
+from callbacks.record_file import RECORD, best_checkpoint, last_checkpoint
 from callbacks.throughput import find_throughput
 from models.base import LanguageModel
 
@@ -87,11 +87,18 @@ class ModelSummary(RichModelSummary):
         get_console().print(table)
 
 
+def what_is_there(folder: Path) -> str:
+    """What a run has left in its folder, in words."""
+    files = (last_checkpoint(folder), best_checkpoint(folder), folder / RECORD)
+    names = [str(path.relative_to(folder)) for path in files if path.is_file()]
+    return f"{folder} has {', '.join(names) or 'neither checkpoint nor record'}"
+
+
 class Narrator(L.Callback):
     """Tells the run's story in lines."""
 
     def __init__(self) -> None:
-        self._began = 0.0
+        self._began = time.monotonic()
         self._first_step = 0
 
     @rank_zero_only
@@ -134,12 +141,10 @@ class Narrator(L.Callback):
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Where the results are."""
         folder = Path(trainer.default_root_dir)
-        best = (c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.best_model_score)
-        for checkpoint in best:
-            path = os.path.relpath(checkpoint.best_model_path)
-            say(f"best {checkpoint.monitor} {checkpoint.best_model_score:.4f}: {path}")
-        say(f"done in {duration(time.monotonic() - self._began)}; last checkpoint and record in {folder}")
-        say(f"watch with `tensorboard --logdir {folder.parent}`")
+        there = "nothing saved, as --trainer.fast_dev_run asks" if trainer.fast_dev_run else what_is_there(folder)
+        say(f"done in {duration(time.monotonic() - self._began)}; {there}")
+        if trainer.logger:
+            say(f"watch with `tensorboard --logdir {folder.parent}`")
 
     @rank_zero_only
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -9,12 +9,17 @@ from typing import Any
 FORMAT = 1
 RECORD = "record.json"
 CHECKPOINTS = "checkpoints"
-LAST = "last.ckpt"
+LAST, BEST = "last.ckpt", "best.ckpt"
 
 
 def last_checkpoint(folder: Path) -> Path:
     """Where the run in `folder` keeps its last checkpoint."""
     return folder / CHECKPOINTS / LAST
+
+
+def best_checkpoint(folder: Path) -> Path:
+    """Where the run in `folder` keeps the checkpoint of least validation loss."""
+    return folder / CHECKPOINTS / BEST
 
 
 def read_record(path: Path) -> dict[str, Any]:

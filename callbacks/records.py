@@ -118,6 +118,8 @@ class Record(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Begin the record, or go on with that of the run that is resumed."""
         assert isinstance(pl_module, LanguageModel)
+        if trainer.fast_dev_run:
+            return
         earlier = read_or_set_aside(self.path(trainer)) if trainer.global_step else {}
         history = [point for point in earlier.get("history", []) if point["step"] <= trainer.global_step]
         logged = earlier.get("hparams_logged", False)
@@ -146,6 +148,8 @@ class Record(L.Callback):
     ) -> None:
         """A point of the training loss, at most `MAX_TRAINING_POINTS` in a run; growth is written at once."""
         assert isinstance(pl_module, LanguageModel)
+        if not self.record:
+            return
         if at_logging_step(trainer) and trainer.global_step >= self._next_training_point():
             self.record["history"].append(self._point(trainer, pl_module, "train/"))
         if len(pl_module.growth_events) > len(self.record["growth_events"]):
@@ -153,7 +157,8 @@ class Record(L.Callback):
 
     def _next_training_point(self) -> float:
         steps = (point["step"] for point in reversed(self.record["history"]) if "train/loss" in point)
-        return float(next(steps, 0) + self.record["max_steps"] / MAX_TRAINING_POINTS)
+        last = next(steps, 0)
+        return float(last + max(self.record["max_steps"], last) / MAX_TRAINING_POINTS)  # ever sparser without an end
 
     @rank_zero_only
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -162,6 +167,13 @@ class Record(L.Callback):
         if self.record and in_fit_validation(trainer):
             self.record["history"].append(self._point(trainer, pl_module, "val/"))
             self.record["measured"] = {"val": split_measured(trainer, "validate")}
+            self._write(trainer, pl_module, "running")
+
+    @rank_zero_only
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """What came before a checkpoint is on the disk before it: a run resumed from it does not measure that again."""
+        assert isinstance(pl_module, LanguageModel)
+        if self.record:
             self._write(trainer, pl_module, "running")
 
     @rank_zero_only

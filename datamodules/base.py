@@ -1,6 +1,6 @@
 """What all tasks share: sample streams, the loader that resumes, the LightningDataModule.
 
-A stream numbers samples; batch number p of the training stream, over all epochs, holds samples p B ... (p + 1) B - 1
+A stream numbers samples; batch number p of the training stream, which has no end, holds samples p B ... (p + 1) B - 1
 for global batch size B, and rank r reads the r-th contiguous part of them. So neither the number of processes nor what
 was drawn before changes a batch.
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from typing import Any
 
 import lightning as L
@@ -39,7 +40,7 @@ class SampleStream:
     Attributes:
         name: The slice's name in metrics.
         generate: (batch number, sample indices (B,)) -> Batch; the number may decide the shape.
-        num_samples: Samples in all, or in an epoch of an endless stream.
+        num_samples: Samples in all, or in what is called an epoch of an endless stream.
         batch_size: Samples in a global batch, over all processes.
         endless: Whether indices go on beyond `num_samples` (training) or end there (evaluation).
     """
@@ -85,19 +86,22 @@ def _unchanged(batch: Any) -> Any:
 
 
 class StreamLoader:
-    """A sized, stateful iterable over batches; every `iter` hands out `len(self)` of them.
+    """A stateful iterable over batches; every `iter` hands out `num_batches` of them, or has no end.
 
     An evaluation loader begins at batch 0 every time, a training loader goes on where it stopped. If `batches_done`
     brings the trainer's count of batches used, that count decides: Lightning restores it always, but a loader's state
     neither after a checkpoint between epochs nor when the optimizer's schedule asked for the number of steps; and it
     leaves out a batch whose step was interrupted. Without it the loader counts what it hands out.
 
+    Only a loader without an end is one stream: at the end of an epoch Lightning ends an accumulation, whole or not, and
+    worker processes are started anew.
+
     Not a torch DataLoader, as Lightning would replace its sampler; inside, one feeds worker processes.
 
     Args:
         read: Batch number -> this process's part of it.
-        num_batches: Batches an epoch.
-        endless: Go on where the last epoch stopped.
+        num_batches: Batches of an `iter`; None for no end.
+        endless: Go on where the last `iter` stopped.
         num_workers: Processes that generate ahead; 0 generates in this one.
         batches_done: The trainer's count of batches used, over all epochs.
     """
@@ -105,7 +109,7 @@ class StreamLoader:
     def __init__(
         self,
         read: Callable[[int], Batch],
-        num_batches: int,
+        num_batches: int | None,
         *,
         endless: bool = False,
         num_workers: int = 0,
@@ -117,16 +121,19 @@ class StreamLoader:
         self._handed_out = 0
 
     def __len__(self) -> int:
+        if self.num_batches is None:
+            raise TypeError("a stream without an end has no length")
         return self.num_batches
 
     def __iter__(self) -> Iterator[Batch]:
         # A generator: where to begin is asked at the first batch, when a resumed trainer has its counts back.
         first = self.position if self.endless else 0
-        for inputs_BT, targets_BT in self._batches(range(first, first + self.num_batches)):
+        numbers = count(first) if self.num_batches is None else range(first, first + self.num_batches)
+        for inputs_BT, targets_BT in self._batches(numbers):
             self._handed_out += 1
             yield inputs_BT, targets_BT
 
-    def _batches(self, numbers: range) -> Iterable[Batch]:
+    def _batches(self, numbers: Iterable[int]) -> Iterable[Batch]:
         if self.num_workers == 0:
             return map(self.read, numbers)
         return DataLoader(
@@ -248,6 +255,11 @@ class TaskData(L.LightningDataModule):
     def _world_size(self) -> int:
         return self._replica["num_replicas"]
 
+    @property
+    def _counts_no_epochs(self) -> bool:
+        trainer = self.trainer
+        return trainer is not None and trainer.max_epochs == -1 and trainer.check_val_every_n_epoch is None
+
     def _batches_done(self) -> int:
         trainer: Any = self.trainer
         if trainer.overfit_batches:  # the same few batches every epoch
@@ -257,7 +269,7 @@ class TaskData(L.LightningDataModule):
     def _loader(self, stream: SampleStream) -> StreamLoader:
         return StreamLoader(
             partial(stream.read, self._replica["rank"], self._world_size),
-            len(stream),
+            None if stream.endless and self._counts_no_epochs else len(stream),
             endless=stream.endless,
             num_workers=self.num_workers,
             batches_done=self._batches_done if stream.endless and self.trainer else None,

@@ -223,7 +223,7 @@ class LanguageModel(L.LightningModule):
                 "--optim.optimizer muon orthogonalises whole matrices, and this --trainer.strategy spreads each over "
                 "the processes; use --trainer.strategy ddp or --optim.optimizer adamw"
             )
-        total_steps = int(self.trainer.estimated_stepping_batches)
+        total_steps = self.trainer.estimated_stepping_batches  # infinite if nothing but time ends the run
         optimizer = build_optimizer(self, self.optim, fused=not self.is_sharded())
         scheduler = LambdaLR(optimizer, lambda step: lr_scale(step, total_steps, self.optim))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -116,19 +116,21 @@ def wsd(progress: float, floor: float, decay_ratio: float) -> float:
     return 1 - (1 - floor) * max(0.0, (progress - (1 - decay_ratio)) / decay_ratio)
 
 
-def segment(step: int, total_steps: int, restarts: list[int]) -> tuple[int, int]:
+def segment(step: int, total_steps: float, restarts: list[int]) -> tuple[int, float]:
     """Steps at which the part of the schedule that has `step` begins and ends; ValueError if one would not begin."""
     if restarts and restarts[-1] >= total_steps:
         raise ValueError(
             f"--optim.restart_steps {restarts} must lie below the {total_steps} steps of the run (--trainer.max_steps)"
         )
     begun = bisect_right(restarts, step)
-    edges = [0, *restarts, total_steps]
-    return edges[begun], edges[begun + 1]
+    return [0, *restarts][begun], [*restarts, total_steps][begun]
 
 
-def lr_scale(step: int, total_steps: int, optim: Optim) -> float:
-    """Factor on the peak learning rate at optimizer step `step` (0 is the first) of `total_steps`."""
+def lr_scale(step: int, total_steps: float, optim: Optim) -> float:
+    """Factor on the peak learning rate at optimizer step `step` (0 is the first) of `total_steps`.
+
+    Of a run without an end, of infinitely many steps, nothing is over: its schedule stays where the warm-up ends.
+    """
     begin, end = segment(step, total_steps, optim.restart_steps or [])
     step, total_steps, warmup = step - begin, end - begin, optim.warmup_steps
     if step < warmup:

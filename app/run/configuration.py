@@ -23,13 +23,6 @@ def refuse_linked(args: list[str]) -> None:
             raise UsageError(f"{option} is not an option of its own: {source} gives it; leave it out")
 
 
-def check_steps(max_steps: int, done: int) -> None:
-    """Raise ValueError if a fit would have no step left to train."""
-    if 0 <= max_steps <= done:
-        begin = f"the checkpoint is at step {done} already" if done else "that trains nothing"
-        raise ValueError(f"--trainer.max_steps {max_steps}: {begin}; give more steps")
-
-
 def check_fits(checkpoint: dict[str, Any], path: Path, model: LanguageModel, data: LightningDataModule) -> None:
     """Raise ValueError unless the checkpoint was written by such a model, of these widths, on this vocabulary."""
     if model_name(checkpoint) != type(model).__name__:

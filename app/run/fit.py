@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import StrategyRegistry
@@ -31,7 +30,6 @@ from app.run.checks import check_groups, check_launched, check_trainer, explaini
 from app.run.configuration import (
     check_fits,
     check_optimizer,
-    check_steps,
     configuration_of,
     refuse_linked,
 )
@@ -50,6 +48,7 @@ from app.run.folders import (
     temporary_folder,
     writable,
 )
+from app.run.length import check_steps, in_steps, steps_of_epochs
 from app.run.placement import RunFolder
 from callbacks import (
     AtomicCheckpointIO,
@@ -62,6 +61,7 @@ from callbacks import (
     Samples,
     ScalingCurves,
     Throughput,
+    TimeLimit,
 )
 from callbacks.console import ModelSummary, say
 from callbacks.lightning_internals import FSDP2, ProgressBar
@@ -118,6 +118,7 @@ class CLI(LightningCLI):
     ) -> None:
         self.verb, self.arguments, self.checkpoint_path, self.checkpoint = verb, args, path, checkpoint
         self.stack = stack  # keeps the run folder until the verb is carried out
+        self.is_finished = False
         super().__init__(
             model_class=LanguageModel,
             datamodule_class=TaskData,
@@ -162,16 +163,16 @@ class CLI(LightningCLI):
             self.checkpoint_path = last_checkpoint(self.base)
             self.checkpoint = read_checkpoint(self.checkpoint_path)
         self.config["ckpt_path"] = None  # the saved configuration describes the run, not how it was resumed
-        steps, done = self.config["trainer"]["max_steps"], int(self.checkpoint.get("global_step", 0))
-        self.is_finished = self.is_same_folder and 0 < steps <= done and is_finished(self.base)
-        if self.verb == "fit" and not self.is_same_folder:
-            check_steps(steps, done)
 
-    def _run_folder(self) -> AbstractContextManager[Path]:
-        """The folder of the run: that of the checkpoint, unless another is named among the options, or a new one."""
+    def _folder_of_checkpoint(self) -> Path | None:
+        """The folder that the run goes on in: that of its checkpoint, unless another is named among the options."""
         named = any(arg.partition("=")[0] == "--run_dir" for arg in self.arguments)
         folder = run_dir_of(self.checkpoint_path) if self.checkpoint_path else None
-        goes_on = folder if folder and (not named or is_run_of(folder, self.base)) else None
+        return folder if folder and (not named or is_run_of(folder, self.base)) else None
+
+    def _run_folder(self) -> AbstractContextManager[Path]:
+        """The folder of the run: that of the checkpoint, or a new one."""
+        goes_on = self._folder_of_checkpoint()
         if announced := announced_run_dir():
             return nullcontext(announced)
         if not is_first_process() or self.verb in ("validate", "test"):  # these make no folder
@@ -187,8 +188,9 @@ class CLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer with our logger, checkpoint files and callbacks beside what the user configured."""
         self.model.optim = self.config_init["optim"]
+        config = self._length() | kwargs
         self.run_dir = self.stack.enter_context(self._run_folder())
-        config = dict(self.config_init["trainer"]) | {"default_root_dir": str(self.run_dir)} | kwargs
+        config["default_root_dir"] = str(self.run_dir)
         if self.verb == "validate" or (self.verb == "test" and not is_run(self.run_dir)):
             config["logger"] = False  # measuring leaves no trace, but for a run's own test
         elif config["logger"] in (None, True):
@@ -203,12 +205,27 @@ class CLI(LightningCLI):
         check_launched(trainer)
         return trainer
 
+    def _length(self) -> dict[str, Any]:
+        """The trainer's options, counted in steps; ValueError if they leave nothing to do after the checkpoint."""
+        options = dict(self.config_init["trainer"])
+        if self.verb != "fit" or options["fast_dev_run"]:
+            return options
+        batches, done = len(self.datamodule.train_stream()), int(self.checkpoint.get("global_step", 0))
+        counted = in_steps(options, batches, TRAINER_DEFAULTS["val_check_interval"])
+        steps, folder, path = counted["max_steps"], self._folder_of_checkpoint(), self.checkpoint_path
+        is_last = bool(folder and path and path.resolve() == last_checkpoint(folder).resolve())
+        can_repeat = steps == done or (self.is_same_folder and 0 < steps < done)
+        self.is_finished = bool(folder and is_last and can_repeat and is_finished(folder))
+        if not self.is_finished:
+            check_steps(options, steps, done, finishes=is_last)
+        if (steps_of_epochs(options, batches) or 0) > steps:
+            say(f"--trainer.max_steps {steps} comes before the end of --trainer.max_epochs {options['max_epochs']}; "
+                "--trainer.max_steps -1 trains all of them")  # fmt: skip
+        return counted
+
     def _callbacks(self, config: dict[str, Any]) -> list[Any]:
         """All but those that are groups of options, which Lightning adds behind them."""
-        best = ModelCheckpoint(
-            Checkpoints.directory(self.run_dir), "best", monitor="val/loss", save_on_train_epoch_end=False,
-            enable_version_counter=False,
-        )  # fmt: skip
+        limit, config["max_time"] = config["max_time"], None
         watching = [Throughput(), ScalingCurves(), Record(typed_arguments()), Narrator()]
         rich = []
         for name, callback in (
@@ -218,7 +235,7 @@ class CLI(LightningCLI):
             if config[name] is None:  # lines of text instead of a bar that nobody sees
                 config[name] = sys.stdout.isatty()
             rich += [callback] if config[name] else []
-        return [*watching, *rich, Predictions(), *([best] if self.verb == "fit" else [])]
+        return [*watching, *rich, Predictions(), *([TimeLimit(limit)] if limit else [])]
 
     def _resumed_step(self) -> int | None:
         if self.verb == "fit" and self.checkpoint_path:

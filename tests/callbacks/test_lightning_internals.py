@@ -11,7 +11,13 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.utils.data import DataLoader
 
 from callbacks import lightning_internals
-from callbacks.lightning_internals import ProgressBar, completes_step, use_run_folder, validation_is_due
+from callbacks.lightning_internals import (
+    ProgressBar,
+    completes_step,
+    use_our_loops,
+    use_run_folder,
+    validation_is_due,
+)
 
 
 def fit_loop():
@@ -19,6 +25,8 @@ def fit_loop():
 
 
 OWNERS = {  # of each private name: what has it, made as Lightning makes it
+    "_batches_that_stepped": lambda: fit_loop().epoch_loop,
+    "_can_stop_early": fit_loop,
     "_data_fetcher": fit_loop,
     "_data_parallel_size": ModelParallelStrategy,
     "_default_root_dir": lambda: L.Trainer(logger=False, barebones=True),
@@ -57,6 +65,18 @@ class Story(L.Callback):
         self.words.append("V")
 
 
+def tell(options, *callbacks):
+    """The story of six batches."""
+    trainer = L.Trainer(
+        max_epochs=1, limit_train_batches=6, accelerator="cpu", logger=False, enable_checkpointing=False,
+        num_sanity_val_steps=0, enable_progress_bar=False, enable_model_summary=False,
+        callbacks=[told := Story(), *callbacks], **{"limit_val_batches": 1} | options,
+    )  # fmt: skip
+    data = DataLoader(RandomDataset(32, 6))
+    trainer.fit(BoringModel(), data, data)
+    return " ".join(told.words)
+
+
 @pytest.mark.parametrize(
     ("options", "story"),
     [
@@ -67,14 +87,40 @@ class Story(L.Callback):
     ids=["accumulation", "middle of an accumulation", "no validation"],
 )
 def test_steps_and_validations_are_foreseen(options, story):
-    trainer = L.Trainer(
-        max_epochs=1, limit_train_batches=6, accelerator="cpu", logger=False, enable_checkpointing=False,
-        num_sanity_val_steps=0, enable_progress_bar=False, enable_model_summary=False, callbacks=[told := Story()],
-        **{"limit_val_batches": 1} | options,
-    )  # fmt: skip
-    data = DataLoader(RandomDataset(32, 6))
-    trainer.fit(BoringModel(), data, data)
-    assert " ".join(told.words) == story, "Lightning means something else by _should_accumulate or _should_check_val_fx"
+    assert tell(options) == story, "Lightning means something else by _should_accumulate or _should_check_val_fx"
+
+
+class OurLoops(L.Callback):
+    """Does what Checkpoints does."""
+
+    def setup(self, trainer, pl_module, stage):
+        use_our_loops(trainer)
+
+
+@pytest.mark.parametrize(
+    ("options", "story"),
+    [
+        ({"accumulate_grad_batches": 4, "val_check_interval": 3}, "s s s S! V s S! V"),
+        ({"accumulate_grad_batches": 2, "val_check_interval": "00:00:00:00"}, "s S! V s S! V s S! V"),
+    ],
+    ids=["batches", "time"],
+)
+def test_our_loops_validate_between_steps_only(options, story):
+    assert tell(options, OurLoops()) == story
+
+
+def test_our_loops_begin_and_end_where_nothing_is_left():
+    class Look(L.Callback):
+        hooks: list[str] = []  # noqa: RUF012
+
+        def on_train_start(self, *args):
+            self.hooks.append("start")
+
+        def on_train_end(self, *args):
+            self.hooks.append("end")
+
+    assert tell({"max_steps": 0, "val_check_interval": 3}, OurLoops(), Look()) == ""
+    assert Look.hooks == ["start", "end"], "Lightning no longer asks FitLoop.skip"
 
 
 def test_the_bar_counts_no_epochs():

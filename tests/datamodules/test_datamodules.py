@@ -392,6 +392,8 @@ def test_processes_come_from_the_trainer():
         task.trainer = SimpleNamespace(
             distributed_sampler_kwargs=kwargs,
             overfit_batches=0,
+            max_epochs=-1,
+            check_val_every_n_epoch=None,
             fit_loop=SimpleNamespace(
                 epoch_loop=SimpleNamespace(batch_progress=SimpleNamespace(total=SimpleNamespace(processed=0)))
             ),
