@@ -91,7 +91,7 @@ class ProgressBar(RichProgressBar):
         return min(batches, limit * self.trainer.accumulate_grad_batches) if limit > 0 else batches
 
 
-class FSDP2(ModelParallelStrategy):
+class DataParallelSharding(ModelParallelStrategy):
     """Shards parameters, gradients and optimizer state over all processes; checkpoints are single whole files."""
 
     def __init__(self) -> None:

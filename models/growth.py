@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from models.base import CHECKPOINT_KEY, LanguageModel, mixed_seed
@@ -81,6 +82,15 @@ def update_scale(age: int, optimizer_age: int, betas: tuple[float, float] | None
         second = (1 - betas[1] ** age) / (1 - betas[1] ** optimizer_age)
         scale *= first * math.sqrt(second)
     return scale
+
+
+def held_rows(weights_nd: Tensor, rows: slice) -> Tensor:
+    """Those of some rows that this process holds, a view: all of them, or its part where FSDP2 shards the tensor."""
+    if not isinstance(weights_nd, DTensor):
+        return weights_nd[rows]
+    shard_rows = -(-weights_nd.size(0) // weights_nd.device_mesh.size())
+    begin = shard_rows * weights_nd.device_mesh.get_local_rank()
+    return weights_nd.to_local()[max(0, rows.start - begin) : max(0, rows.stop - begin)]
 
 
 def check_rewarm(rewarm_steps: int, tau: TauPolicy, option: str = "--") -> None:
@@ -197,11 +207,11 @@ class GrowableModel(LanguageModel):
     ) -> None:
         """The optimizer's step, after which young rows' updates are scaled by `update_scale`, and tau is ramped."""
         steps = self.trainer.global_step + 1  # with this one
-        young = [(p, rows, scale, p.detach()[rows].clone()) for p, rows, scale in self._young_rows(optimizer)]
+        young = [(held_rows(p.detach(), rows), scale) for p, rows, scale in self._young_rows(optimizer)]
+        before = [weights_nd.clone() for weights_nd, _ in young]
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-        with torch.no_grad():
-            for parameter, rows, scale, before in young:
-                parameter[rows] = torch.lerp(before, parameter[rows], scale)
+        for (weights_nd, scale), before_nd in zip(young, before, strict=True):
+            weights_nd.copy_(torch.lerp(before_nd, weights_nd, scale))
         self._raise_tau(steps)
 
     def _raise_tau(self, steps: int) -> None:

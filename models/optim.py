@@ -143,15 +143,27 @@ def lr_scale(step: int, total_steps: float, optim: Optim) -> float:
     return 1.0
 
 
-def parameters_by_kind(module: nn.Module) -> dict[Kind, list[nn.Parameter]]:
-    """Trained parameters of a model: hidden matrices, head, embeddings (a tied head is one), and vectors."""
-    embeddings = {id(p) for m in module.modules() if isinstance(m, nn.Embedding) for p in m.parameters(recurse=False)}
+def parameters_by_kind(module: nn.Module, columns: Kind = "vectors") -> dict[Kind, list[nn.Parameter]]:
+    """Trained parameters of a model: hidden matrices, head, embeddings (a tied head is one), and vectors.
+
+    A vector has one number a row, be its shape (n,) or (n, 1). A weight of nn.Linear is a matrix, however narrow.
+
+    Args:
+        module: The model.
+        columns: Kind of parameters of shape (n, 1); checkpoints of older versions count them among the matrices.
+    """
+    modules = list(module.modules())
+    embeddings = {id(p) for m in modules if isinstance(m, nn.Embedding) for p in m.parameters(recurse=False)}
+    linear = {id(m.weight) for m in modules if isinstance(m, nn.Linear)}
     head = {id(p) for name, p in module.named_parameters() if name.startswith("head.")}
     kinds: dict[Kind, list[nn.Parameter]] = {"matrices": [], "head": [], "embeddings": [], "vectors": []}
-    for p in module.parameters():
-        if p.requires_grad:
-            kind: Kind = "embeddings" if id(p) in embeddings else "head" if id(p) in head else "matrices"
-            kinds["vectors" if p.ndim < 2 else kind].append(p)
+    for p in (p for p in module.parameters() if p.requires_grad):
+        if p.ndim < 2:
+            kinds["vectors"].append(p)
+        elif id(p) in embeddings or id(p) in head:
+            kinds["embeddings" if id(p) in embeddings else "head"].append(p)
+        else:
+            kinds[columns if p.numel() == p.size(0) and id(p) not in linear else "matrices"].append(p)
     return kinds
 
 
@@ -166,15 +178,62 @@ def group_options(kind: Kind, optim: Optim) -> Group:
 
 
 def build_optimizer(module: nn.Module, optim: Optim, fused: bool = True) -> Optimizer:
-    """One optimizer over a group for each kind of parameters; fused where PyTorch has a kernel for the device."""
+    """One optimizer over a group for each kind of parameters; fused where PyTorch has a kernel for the device.
+
+    It takes the state that any of our checkpoints has, see `regrouped`.
+    """
     groups: list[Group] = [
         {"params": parameters, "lr": optim.peak(kind)} | group_options(kind, optim)
         for kind, parameters in parameters_by_kind(module).items()
         if parameters
     ]
-    if optim.optimizer == "muon":
-        return MuonAdamW(groups, fused)
-    return torch.optim.AdamW(groups, fused=fused)
+    muon = optim.optimizer == "muon"
+    optimizer: Optimizer = MuonAdamW(groups, fused) if muon else torch.optim.AdamW(groups, fused=fused)
+    optimizer.register_load_state_dict_pre_hook(lambda optimizer, saved: regrouped(saved, optimizer, module))
+    return optimizer
+
+
+def state_owners(saved: Group, module: nn.Module) -> dict[nn.Parameter, Any]:
+    """The key that each parameter has in a saved optimizer state; ValueError if the state is another model's.
+
+    Keys are told by their order in the groups alone: what number a parameter has depends on the strategy that saved it.
+    """
+    groups = {group["kind"]: group["params"] for group in saved["param_groups"]}
+    for columns in ("vectors", "matrices"):
+        kinds = {kind: ps for kind, ps in parameters_by_kind(module, columns).items() if ps}
+        if {kind: len(ps) for kind, ps in kinds.items()} == {kind: len(keys) for kind, keys in groups.items()}:
+            return {p: key for kind, ps in kinds.items() for p, key in zip(ps, groups[kind], strict=True)}
+    raise ValueError("the optimizer state is of other parameters than the model's")
+
+
+def regrouped(saved: Group, optimizer: Optimizer, module: nn.Module) -> Group:
+    """A saved optimizer state in the optimizer's own groups, with its own kernels.
+
+    A vector that was once Muon's begins anew: its state has no use for AdamW.
+    """
+    key_of = state_owners(saved, module)
+    saved_groups = {group["kind"]: group for group in saved["param_groups"]}
+    groups, state = [], dict(saved["state"])
+    for group in optimizer.param_groups:
+        keys = [key_of[p] for p in group["params"]]
+        groups.append(saved_groups[group["kind"]] | {"params": keys, "fused": group["fused"]})
+        if group["kind"] != "matrices":
+            state = {key: entry for key, entry in state.items() if key not in keys or "momentum_buffer" not in entry}
+    return {"state": state, "param_groups": groups}
+
+
+def named_state(saved: Group, module: nn.Module) -> Group:
+    """A saved state of AdamW by the parameters' names; a parameter without one has that before its first step."""
+    names = {p: name for name, p in module.named_parameters()}
+    key_of = state_owners(saved, module)
+    state = {
+        names[p]: saved["state"].get(key)
+        or {"step": torch.zeros(()), "exp_avg": torch.zeros(p.shape), "exp_avg_sq": torch.zeros(p.shape)}
+        for p, key in key_of.items()
+    }
+    name_of = {key: names[p] for p, key in key_of.items()}
+    groups = [group | {"params": [name_of[key] for key in group["params"]]} for group in saved["param_groups"]]
+    return {"state": state, "param_groups": groups}
 
 
 def warmed_momentum(step: int, momentum: float, warmup_steps: int) -> float:

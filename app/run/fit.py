@@ -25,7 +25,7 @@ from app.cli.invocation import typed_arguments
 from app.cli.mistakes import ParserError, UsageError, explained
 from app.cli.options import with_dashes
 from app.machine import announce_run_dir, announced_run_dir, is_first_process
-from app.run.checkpoints import read_checkpoint
+from app.run.checkpoints import check_training_state, check_weights, read_checkpoint
 from app.run.checks import check_groups, check_launched, check_trainer, explaining, whole_seed
 from app.run.configuration import (
     check_fits,
@@ -50,6 +50,7 @@ from app.run.folders import (
 )
 from app.run.length import check_steps, in_steps, steps_of_epochs
 from app.run.placement import RunFolder
+from app.run.sharding import FSDP2
 from callbacks import (
     AtomicCheckpointIO,
     Checkpoints,
@@ -64,7 +65,7 @@ from callbacks import (
     TimeLimit,
 )
 from callbacks.console import ModelSummary, say
-from callbacks.lightning_internals import FSDP2, ProgressBar
+from callbacks.lightning_internals import ProgressBar
 from callbacks.record_file import last_checkpoint
 from datamodules import TaskData
 from models.base import LanguageModel
@@ -257,11 +258,16 @@ class CLI(LightningCLI):
             getattr(self.trainer, self.verb)(self.model, datamodule=self.datamodule, ckpt_path=path, **kwargs)
 
     def after_instantiate_classes(self) -> None:
-        """Refuse a checkpoint of another model or vocabulary."""
-        if self.checkpoint_path:
-            check_fits(self.checkpoint, self.checkpoint_path, self.model, self.datamodule)
-            if self.verb == "fit":
-                check_optimizer(self.checkpoint, self.checkpoint_path, self.config_init["optim"])
+        """Refuse a checkpoint that will not do; size the model as the checkpoint's, while its weights are whole."""
+        if not self.checkpoint_path:
+            return
+        source = f"--ckpt_path {self.checkpoint_path}"
+        check_fits(self.checkpoint, self.checkpoint_path, self.model, self.datamodule)
+        check_weights(self.checkpoint, type(self.model), source)
+        self.model.load_state_dict(self.checkpoint["state_dict"])
+        if self.verb == "fit":
+            check_optimizer(self.checkpoint, self.checkpoint_path, self.config_init["optim"])
+            check_training_state(self.checkpoint, self.model, source)
 
 
 def _as_list(value: Any) -> list[Any]:

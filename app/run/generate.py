@@ -57,9 +57,10 @@ def generate(
         )
     if not prompt:
         raise ValueError("--prompt is empty; give at least one character")
+    model = load_model(checkpoint, f"CKPT {ckpt}")
     prompt_BT = torch.tensor([[token_of[character] for character in prompt]])
     generator = torch.Generator().manual_seed(seed)
     print(prompt, end="", flush=True)
-    for token_B in load_model(checkpoint).generate(prompt_BT, max_new_tokens, temperature, top_k, generator):
+    for token_B in model.generate(prompt_BT, max_new_tokens, temperature, top_k, generator):
         print(characters[int(token_B)], end="", flush=True)
     print()

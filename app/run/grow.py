@@ -39,7 +39,7 @@ def grow(
     """
     import torch
 
-    from app.run.checkpoints import load_model, model_name, read_checkpoint
+    from app.run.checkpoints import check_training_state, load_model, model_name, read_checkpoint
     from app.run.folders import find_checkpoint
     from callbacks.atomic import save_atomically
     from models.growth import GrowableModel, check_rewarm, grow_checkpoint
@@ -52,7 +52,7 @@ def grow(
     check_rewarm(rewarm_steps, tau)
     in_ckpt = find_checkpoint(str(in_ckpt), option="IN_CKPT")
     checkpoint = read_checkpoint(in_ckpt, "IN_CKPT")
-    model = load_model(checkpoint)
+    model = load_model(checkpoint, f"IN_CKPT {in_ckpt}")
     if not isinstance(model, GrowableModel):
         raise ValueError(f"IN_CKPT {in_ckpt} holds a {model_name(checkpoint)}, which has no parameter tokens to grow")
     given = {"num_param_tokens": num_param_tokens, "num_ffn_param_tokens": num_ffn_param_tokens}
@@ -63,6 +63,7 @@ def grow(
         raise ValueError("nothing to grow; give --num_param_tokens, --num_ffn_param_tokens or --factor")
     if all(model.parameter_token_sizes().get(group) == size for group, size in sizes.items()):
         raise ValueError(f"nothing to grow: IN_CKPT {in_ckpt} has these sizes already; give larger ones")
+    check_training_state(checkpoint, model, f"IN_CKPT {in_ckpt}")
     event = grow_checkpoint(model, checkpoint, sizes, init=init, tau=tau, carry=carry, rewarm_steps=rewarm_steps)
     save_atomically(lambda temporary: torch.save(checkpoint, temporary), out_ckpt)
     change = ", ".join(f"{group} {event['from'][group]} -> {size}" for group, size in event["to"].items())

@@ -1,6 +1,7 @@
 """Two processes on the CPU: the same run as one, through growths, interruptions and sharding."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from app.run.checkpoints import read_checkpoint
+from app.run.grow import grow
 from tests.app.run.test_resume import assert_equal, assert_same_run
 from tests.callbacks.test_callbacks import scalars
 
@@ -20,6 +22,7 @@ TRAINER = "--trainer.accelerator cpu --trainer.max_steps 12 --trainer.val_check_
 GROWTH = "--growth.steps [4,8] --growth.num_param_tokens [6,9] --growth.num_ffn_param_tokens [8,12]"
 DDP = "--trainer.devices 2 --trainer.strategy ddp --trainer.callbacks+=tests.app.run.rank_checks.SaveEachRank"
 FSDP = "--trainer.devices 2 --trainer.strategy fsdp2"
+ALONE = "--trainer.devices 1 --trainer.strategy auto"
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +44,16 @@ def fit(tiny_text, tmp_path_factory):
 
 def last(fit, name):
     return fit.cwd / name / "checkpoints" / "last.ckpt"
+
+
+def stopper(step):
+    return f"--trainer.callbacks+=tests.app.run.rank_checks.StopOneRank --trainer.callbacks.step={step}"
+
+
+@pytest.fixture(scope="module")
+def whole(fit):
+    fit("--run_dir whole")
+    return last(fit, "whole")
 
 
 @pytest.fixture(scope="module")
@@ -81,8 +94,7 @@ def assert_same_curves(one, two):
 
 @pytest.mark.parametrize("stop", [4, 6])
 def test_one_process_is_told_to_stop_and_both_resume_bit_for_bit(fit, two_processes, stop):
-    stopper = f"--trainer.callbacks+=tests.app.run.rank_checks.StopOneRank --trainer.callbacks.step={stop}"
-    process = fit(f"{GROWTH} {DDP} {stopper} --run_dir cut{stop}", expect=143)
+    process = fit(f"{GROWTH} {DDP} {stopper(stop)} --run_dir cut{stop}", expect=143)
     assert "fit --ckpt_path" in process.stdout
     assert read_checkpoint(last(fit, f"cut{stop}"))["global_step"] == stop
     fit(DDP, ckpt=last(fit, f"cut{stop}"))
@@ -90,16 +102,50 @@ def test_one_process_is_told_to_stop_and_both_resume_bit_for_bit(fit, two_proces
     assert_same_curves(fit.cwd / "two", fit.cwd / f"cut{stop}")
 
 
-def test_fsdp2_trains_as_one_process_and_says_why_it_cannot_grow(fit):
+def test_fsdp2_trains_as_one_process_and_says_why_it_cannot_grow(fit, whole):
     fit(f"{FSDP} --run_dir sharded")
-    fit("--run_dir whole")
-    sharded, whole = read_checkpoint(last(fit, "sharded")), read_checkpoint(last(fit, "whole"))
-    assert sharded["greenhouse"] == whole["greenhouse"]
-    for name, value in whole["state_dict"].items():
-        torch.testing.assert_close(sharded["state_dict"][name], value, rtol=0, atol=1e-6)
+    assert_close_runs(last(fit, "sharded"), whole)
     process = fit(f"{FSDP} {GROWTH} --run_dir refused", expect=2)
     assert "python -m app grow" in process.stderr
     assert not (fit.cwd / "refused").exists()
+
+
+def assert_close_runs(a, b):
+    """Weights and the moments of each parameter, whatever number the strategy gave it, are within rounding."""
+    a, b = read_checkpoint(a), read_checkpoint(b)
+    for counter in ("tokens_seen", "flops_spent"):
+        assert a["greenhouse"][counter] == b["greenhouse"][counter]
+    moments = [
+        [saved["state"][key] for group in saved["param_groups"] for key in group["params"]]
+        for saved in (a["optimizer_states"][0], b["optimizer_states"][0])
+    ]
+    torch.testing.assert_close(a["state_dict"], b["state_dict"], rtol=0, atol=1e-6)
+    torch.testing.assert_close(*moments, rtol=0, atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def cut_at_4(fit):
+    fit(f"{stopper(4)} --run_dir cut", expect=143)
+    return last(fit, "cut")
+
+
+def test_fsdp2_goes_on_from_one_process(fit, whole, cut_at_4):
+    fit(f"{FSDP} --run_dir on_two", ckpt=cut_at_4)
+    assert_close_runs(last(fit, "on_two"), whole)
+
+
+def test_a_file_that_was_grown_goes_on_under_fsdp2_and_then_in_one_process(fit, cut_at_4):
+    """Half-way through the new rows' re-warm, too: their updates are scaled shard by shard."""
+    sizes = {"num_param_tokens": 7, "num_ffn_param_tokens": 8}  # 7 rows do not split evenly
+    options = " ".join(f"--growth.{name} [{size}]" for name, size in sizes.items())
+    fit(f"--growth.steps [4] {options} --growth.rewarm_steps 6 --run_dir grew")
+    shutil.copytree(fit.cwd / "cut", fit.cwd / "grown")
+    last(fit, "grown").unlink()
+    grow(cut_at_4, last(fit, "grown"), rewarm_steps=6, **sizes)
+    fit(f"{FSDP} {stopper(8)}", ckpt=last(fit, "grown"), expect=143)
+    assert read_checkpoint(last(fit, "grown"))["global_step"] == 8
+    fit(ALONE, ckpt=last(fit, "grown"))
+    assert_close_runs(last(fit, "grown"), last(fit, "grew"))
 
 
 def test_trajectory_memory_trains_on_two_processes_and_sharded(fit):
