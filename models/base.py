@@ -224,7 +224,9 @@ class LanguageModel(L.LightningModule):
                 "the processes; use --trainer.strategy ddp or --optim.optimizer adamw"
             )
         total_steps = self.trainer.estimated_stepping_batches  # infinite if nothing but time ends the run
-        optimizer = build_optimizer(self, self.optim, fused=not self.is_sharded())
+        # A fused AdamW would take a loss scale out itself, after the gradients were clipped and logged with it.
+        is_scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        optimizer = build_optimizer(self, self.optim, fused=not (self.is_sharded() or is_scaled))
         scheduler = LambdaLR(optimizer, lambda step: lr_scale(step, total_steps, self.optim))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 

@@ -9,6 +9,7 @@ Shapes: B batch, T time, D width, N chunks, C positions of a chunk.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -21,6 +22,12 @@ CHUNK_SIZE = 64
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     """The type that sums of `dtype` are kept in: float32, or float64 where that is what is summed."""
     return torch.promote_types(dtype, torch.float32)
+
+
+def full_precision(x: Tensor) -> AbstractContextManager[Any]:
+    """A context in which autocast, if it is on for the device of x, leaves types as they are."""
+    device = x.device.type
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 
 def split_chunks(x_BTD: Tensor, chunk_size: int) -> Tensor:

@@ -30,9 +30,14 @@ from models.layers import (
     rotary_attention,
     rotary_attention_step,
 )
+from models.scan import accumulation_dtype
 
 Normalization = Literal["l2_norm_gelu", "gelu_l2_norm", "softmax", "gelu"]
-EPS = 1e-12  # added to squared norms: scores that are all zero stay zero instead of NaN
+
+
+def epsilon(dtype: torch.dtype) -> float:
+    """What is added to squared norms, so that scores that are all zero stay zero instead of NaN, in any type."""
+    return max(1e-12, torch.finfo(dtype).tiny)
 
 
 class _L2NormGELU(torch.autograd.Function):
@@ -41,9 +46,8 @@ class _L2NormGELU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, scores: Tensor, tau: Tensor) -> Tensor:
         """Keep the scaled scores and their scale for the backward pass; norms are taken in at least float32."""
-        dtype = torch.promote_types(scores.dtype, torch.float32)
-        norm = torch.linalg.vector_norm(scores, dim=-1, keepdim=True, dtype=dtype)
-        scale = (tau * torch.rsqrt(norm.square() + EPS)).to(scores.dtype)
+        norm = torch.linalg.vector_norm(scores, dim=-1, keepdim=True, dtype=accumulation_dtype(scores.dtype))
+        scale = (tau * torch.rsqrt(norm.square() + epsilon(scores.dtype))).to(scores.dtype)
         scaled = scores * scale
         ctx.save_for_backward(scaled, scale, tau)
         return F.gelu(scaled)
@@ -65,13 +69,14 @@ def l2_norm_gelu(scores: Tensor, tau: Tensor) -> Tensor:
 
 def l2_norm_gelu_reference(scores: Tensor, tau: Tensor) -> Tensor:
     """The same as a formula."""
-    return F.gelu(tau * scores / (scores.square().sum(-1, keepdim=True) + EPS).sqrt())
+    return F.gelu(tau * scores / (scores.square().sum(-1, keepdim=True) + epsilon(scores.dtype)).sqrt())
 
 
 def gelu_l2_norm(scores: Tensor, tau: Tensor) -> Tensor:
-    """Return tau * GELU(scores) / |GELU(scores)| over the last dimension."""
-    activated = F.gelu(scores)
-    return tau.to(scores.dtype) * activated * torch.rsqrt(activated.square().sum(-1, keepdim=True) + EPS)
+    """Return tau * GELU(scores) / |GELU(scores)| over the last dimension; norms are taken in at least float32."""
+    activated = F.gelu(scores).to(accumulation_dtype(scores.dtype))
+    scale = torch.rsqrt(activated.square().sum(-1, keepdim=True) + epsilon(scores.dtype))
+    return (tau.to(activated.dtype) * activated * scale).to(scores.dtype)
 
 
 def scaled_softmax(scores: Tensor, tau: Tensor) -> Tensor:

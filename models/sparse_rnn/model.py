@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from models.base import LanguageModel
 from models.layers import check_choice, check_positive, init_input, init_output, rms_norm
-from models.scan import accumulation_dtype
+from models.scan import accumulation_dtype, full_precision
 from models.sparse_rnn.scan import DenseScan, Rule, SparseScan, gains, rms_scale, sparse_step
 
 Variant = Literal["inhibited", "plain", "dense"]
@@ -82,7 +82,7 @@ class SparseRecurrence(nn.Module):
     def forward(self, drive_BTM: Tensor) -> Tensor:
         """(B, T, M) -> (B, T, M), in float32 at least."""
         dtype = accumulation_dtype(drive_BTM.dtype)
-        with torch.autocast(drive_BTM.device.type, enabled=False):
+        with full_precision(drive_BTM):
             drive_TBM = drive_BTM.to(dtype).transpose(0, 1).contiguous()
             x_BM, (rows_MM, rule) = rms_norm(self.start.to(dtype)).expand_as(drive_TBM[0]), self.weights(dtype)
             window = self.bptt_window or 0
@@ -99,16 +99,14 @@ class SparseRecurrence(nn.Module):
 
     def step(self, drive_BM: Tensor, state: State) -> State:
         """One step of `forward`; the stimulus is the output."""
-        if torch.is_autocast_enabled(drive_BM.device.type):  # the state stays what it is in `forward`
-            with torch.autocast(drive_BM.device.type, enabled=False):
-                return self.step(drive_BM, state)
         x_BM, b_BM = state
-        drive_BM, (rows_MM, rule) = drive_BM.to(x_BM.dtype), self.weights(x_BM.dtype)
-        if self.variant == "dense":
-            pre_BM = torch.addmm(drive_BM, x_BM, rows_MM) + x_BM
-        else:
-            pre_BM, b_BM, _ = sparse_step(x_BM, b_BM, drive_BM, rows_MM, rule, self.k)
-        return pre_BM * rms_scale(pre_BM), b_BM
+        with full_precision(drive_BM):
+            drive_BM, (rows_MM, rule) = drive_BM.to(x_BM.dtype), self.weights(x_BM.dtype)
+            if self.variant == "dense":
+                pre_BM = torch.addmm(drive_BM, x_BM, rows_MM) + x_BM
+            else:
+                pre_BM, b_BM, _ = sparse_step(x_BM, b_BM, drive_BM, rows_MM, rule, self.k)
+            return pre_BM * rms_scale(pre_BM), b_BM
 
     def flops_per_token(self) -> int:
         """The rows that are touched, all of them in the dense net, and the network of g and f."""

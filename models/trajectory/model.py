@@ -36,7 +36,7 @@ from torch import Tensor, nn
 
 from models.base import LanguageModel
 from models.layers import check_positive, init_input, init_output, rms_norm
-from models.scan import accumulation_dtype
+from models.scan import accumulation_dtype, full_precision
 from models.trajectory.coincidence import (
     MAX_BITS,
     PRIME,
@@ -141,21 +141,27 @@ class TrajectoryMemory(nn.Module):
         It is not left to autocast: a sign must not depend on how much is computed at once.
         """
         dtype = accumulation_dtype(x.dtype)
-        if not torch.is_autocast_enabled(x.device.type):
+        with full_precision(x):
             return F.linear(x.to(dtype), self.symbol.weight.to(dtype)).view(*x.shape[:-1], self.num_heads, -1)
-        with torch.autocast(x.device.type, enabled=False):
-            return self.codes(x)
 
     def scores(self, z_ND: Tensor) -> Tensor:
         """Of nothing and of each candidate, by the direction of the trajectory: (N, D) -> (N, H (1 + C)).
 
-        Select reads a vector of length 1: were it longer, steps of Muon would make the scores wander.
+        Select reads a vector of length 1: were it longer, steps of Muon would make the scores wander. In float32 at
+        least, as `step` takes differences of them.
         """
-        return cast(Tensor, self.select(F.normalize(z_ND, dim=-1)))
+        weight, bias = self.selection()
+        with full_precision(z_ND):
+            return F.linear(F.normalize(z_ND.to(weight.dtype), dim=-1), weight, bias)
+
+    def selection(self) -> tuple[Tensor, Tensor]:
+        """Select's matrix (H (1 + C), D) and bias (H (1 + C),), in float32 at least."""
+        dtype = accumulation_dtype(self.select.weight.dtype)
+        return self.select.weight.to(dtype), self.select.bias.to(dtype)
 
     def preference(self) -> tuple[Tensor, Tensor]:
         """Select's matrix (D, H C) and bias (H C,) for the scores over that of nothing."""
-        weight, bias = (part.unflatten(0, (self.num_heads, -1)) for part in (self.select.weight, self.select.bias))
+        weight, bias = (part.unflatten(0, (self.num_heads, -1)) for part in self.selection())
         return (weight[:, 1:] - weight[:, :1]).flatten(0, 1).mT.contiguous(), (bias[:, 1:] - bias[:, :1]).flatten()
 
     def links(self, code_BTHE: Tensor, score_NC: Tensor) -> tuple[Links, Tensor]:
@@ -172,7 +178,7 @@ class TrajectoryMemory(nn.Module):
     @torch.compiler.disable  # type: ignore[untyped-decorator] # sorting and bags are kernels of their own
     def recall(self, x_BTD: Tensor, code_BTHE: Tensor, score: Tensor) -> Tensor:
         """Values, codes and scores -> what is recalled (B, T, D)."""
-        with torch.autocast(x_BTD.device.type, enabled=False):
+        with full_precision(x_BTD):
             code_NE = code_BTHE.tanh().flatten(0, 2)
             score_NC, value_NV = (x.to(code_NE.dtype).reshape(len(code_NE), -1) for x in (score, x_BTD))
             links, score_NC = self.links(code_BTHE.detach(), score_NC)
@@ -211,10 +217,11 @@ class TrajectoryMemory(nn.Module):
         store = state.store.write(torch.cat((state.code, x_BD.view(B, H, -1)), -1))
         entry_GCW, exists_GC, store = store.read(last_addresses(symbols_BSH, self.power, self.last).mT)  # G = B H
         code_BHE, (weight, bias) = code_BHE.tanh(), state.preference
-        excess_GC1 = torch.addmm(bias, F.normalize(z_BD, dim=-1), weight).to(code_BHE.dtype).view(B * H, -1, 1)
-        agreement = (entry_GCW[..., :E], code_BHE.view(B * H, E, 1))
-        weight_GC = recall_weights(torch.baddbmm(excess_GC1, *agreement, alpha=COHERENCE / E).squeeze(2), exists_GC)
-        y_BD = torch.bmm(weight_GC.unsqueeze(1), entry_GCW[..., E:]).view(B, -1)
+        with full_precision(x_BD):
+            excess_GC1 = torch.addmm(bias, F.normalize(z_BD.to(weight.dtype), dim=-1), weight).view(B * H, -1, 1)
+            agreement = (entry_GCW[..., :E], code_BHE.view(B * H, E, 1))
+            weight_GC = recall_weights(torch.baddbmm(excess_GC1, *agreement, alpha=COHERENCE / E).squeeze(2), exists_GC)
+            y_BD = torch.bmm(weight_GC.unsqueeze(1), entry_GCW[..., E:]).view(B, -1)
         next_state = MemoryState(inputs_BRD[:, 1:], state.taps, state.preference, symbols_BSH, code_BHE, store)
         return self.out(y_BD.to(x_BD.dtype)) + (z_BD - x_BD), next_state
 
@@ -229,7 +236,7 @@ class TrajectoryMemory(nn.Module):
         H, L, item = self.num_heads, len(self.spans), self.out.weight.element_size()
         wide = accumulation_dtype(self.out.weight.dtype).itemsize
         recent: int = item * (2 ** (len(self.lags) + 1) - 1) * self.d_model
-        recent += item * H * L * self.num_matches * (self.d_model + 1)
+        recent += wide * H * L * self.num_matches * (self.d_model + 1)
         recent += H * (8 * max(self.spans) + wide * self.bits)
         entry: int = wide * (self.bits + self.d_model // H)
         if self.num_slots is None:
