@@ -196,7 +196,7 @@ def build_optimizer(module: nn.Module, optim: Optim, fused: bool = True) -> Opti
 def state_owners(saved: Group, module: nn.Module) -> dict[nn.Parameter, Any]:
     """The key that each parameter has in a saved optimizer state; ValueError if the state is another model's.
 
-    Keys are told by their order in the groups alone: what number a parameter has depends on the strategy that saved it.
+    Its order in the group alone tells a parameter: what number it has depends on the strategy that saved it.
     """
     groups = {group["kind"]: group["params"] for group in saved["param_groups"]}
     for columns in ("vectors", "matrices"):
@@ -216,7 +216,7 @@ def regrouped(saved: Group, optimizer: Optimizer, module: nn.Module) -> Group:
     groups, state = [], dict(saved["state"])
     for group in optimizer.param_groups:
         keys = [key_of[p] for p in group["params"]]
-        groups.append(saved_groups[group["kind"]] | {"params": keys, "fused": group["fused"]})
+        groups.append(group | saved_groups.get(group["kind"], {}) | {"params": keys, "fused": group["fused"]})
         if group["kind"] != "matrices":
             state = {key: entry for key, entry in state.items() if key not in keys or "momentum_buffer" not in entry}
     return {"state": state, "param_groups": groups}
@@ -224,16 +224,14 @@ def regrouped(saved: Group, optimizer: Optimizer, module: nn.Module) -> Group:
 
 def named_state(saved: Group, module: nn.Module) -> Group:
     """A saved state of AdamW by the parameters' names; a parameter without one has that before its first step."""
-    names = {p: name for name, p in module.named_parameters()}
     key_of = state_owners(saved, module)
-    state = {
-        names[p]: saved["state"].get(key)
-        or {"step": torch.zeros(()), "exp_avg": torch.zeros(p.shape), "exp_avg_sq": torch.zeros(p.shape)}
-        for p, key in key_of.items()
-    }
-    name_of = {key: names[p] for p, key in key_of.items()}
+    name_of = {key_of[p]: name for name, p in module.named_parameters() if p in key_of}
+    state = dict(saved["state"])
+    for p, key in key_of.items():
+        zeros = torch.zeros(p.shape, dtype=p.dtype)
+        state.setdefault(key, {"step": torch.zeros(()), "exp_avg": zeros, "exp_avg_sq": zeros})
     groups = [group | {"params": [name_of[key] for key in group["params"]]} for group in saved["param_groups"]]
-    return {"state": state, "param_groups": groups}
+    return {"state": {name_of[key]: entry for key, entry in state.items()}, "param_groups": groups}
 
 
 def warmed_momentum(step: int, momentum: float, warmup_steps: int) -> float:
@@ -285,10 +283,10 @@ class MuonAdamW(Optimizer):
 
 def reapply(scheduler: LambdaLR, optim: Optim) -> None:
     """Put the recipe's constants back over those that a checkpoint brought: what is configured now holds."""
-    for index, (group, scale) in enumerate(zip(scheduler.optimizer.param_groups, scheduler.lr_lambdas, strict=True)):
+    for group, scale in zip(scheduler.optimizer.param_groups, scheduler.lr_lambdas, strict=True):
         group.update(group_options(group["kind"], optim))
-        scheduler.base_lrs[index] = group["initial_lr"]
         group["lr"] = group["initial_lr"] * scale(scheduler.last_epoch)
+    scheduler.base_lrs = [group["initial_lr"] for group in scheduler.optimizer.param_groups]
 
 
 def grad_norm(parameters: Iterable[nn.Parameter]) -> torch.Tensor:

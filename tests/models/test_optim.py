@@ -1,13 +1,14 @@
 """The recipe: groups, schedules, and Muon beside AdamW as one optimizer."""
 
 import copy
+import inspect
 from dataclasses import asdict
 
 import pytest
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
-from models import Palm, TokenFormer, Transformer
+from models import Palm, PotatoLM, SparseRNN, TokenFormer, TrajectoryLM, Transformer
 from models.optim import Optim, build_optimizer, lr_scale, parameters_by_kind, reapply, warmed_momentum
 
 MUON = Optim(
@@ -42,6 +43,80 @@ def test_kinds_of_parameters():
     tied = parameters_by_kind(Transformer(vocab_size=5, d_model=8, num_heads=2, tie_embeddings=True))
     assert (len(tied["embeddings"]), len(tied["head"])) == (1, 0)
     assert len(parameters_by_kind(Palm(vocab_size=5, d_model=16))["embeddings"]) == 2  # both factors
+
+
+LAYER, MEMORY = "layers.0", "layers.0.memory"
+VECTORS = {
+    Palm: {f"{LAYER}.shift.mix"},
+    PotatoLM: {"layers.1.shift.mix", "layers.2.shift.mix"},
+    SparseRNN: {f"{LAYER}.recurrence.start", f"{LAYER}.recurrence.rule_bias"},
+    TokenFormer: set(),
+    TrajectoryLM: {*(f"{MEMORY}.lags.{i}" for i in range(4)), f"{MEMORY}.select.bias", f"{MEMORY}.reactivation"},
+    Transformer: {f"{LAYER}.shift.mix"},
+}
+
+
+@pytest.mark.parametrize("model_class", VECTORS)
+def test_each_parameter_of_the_models_is_trained_by_its_role(model_class):
+    shift = {"token_shift": True} if "token_shift" in inspect.signature(model_class).parameters else {}
+    model = model_class(vocab_size=5, d_model=16, **shift)
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    embeddings = {name for name in names.values() if name.startswith("embed.")}
+    matrices = set(names.values()) - embeddings - {"head.weight"} - VECTORS[model_class]
+    kinds = {kind: {names[p] for p in parameters} for kind, parameters in parameters_by_kind(model).items()}
+    assert kinds == {
+        "matrices": matrices, "head": {"head.weight"}, "embeddings": embeddings, "vectors": VECTORS[model_class],
+    }  # fmt: skip
+
+
+def test_a_role_is_the_same_at_any_size():
+    narrow = Palm(vocab_size=5, d_model=16, rank=1, embedding_rank=1)
+    assert [len(parameters) for parameters in parameters_by_kind(narrow).values()] == [11, 1, 2, 0]
+    one_token = TokenFormer(vocab_size=5, d_model=16, num_param_tokens=1, num_ffn_param_tokens=1)
+    assert not parameters_by_kind(one_token)["vectors"]  # it may become several
+
+
+def as_once_saved(optimizer, model):
+    """An optimizer's state as older versions grouped it: parameters of shape (n, 1) among the matrices."""
+    kinds = parameters_by_kind(model, columns="matrices")
+    numbers = {p: number for number, p in enumerate(p for parameters in kinds.values() for p in parameters)}
+    groups = [group | {"params": [numbers[p] for p in kinds[group["kind"]]]} for group in optimizer.param_groups]
+    return copy.deepcopy({"state": {numbers[p]: state for p, state in optimizer.state.items()}, "param_groups": groups})
+
+
+@pytest.mark.parametrize("optim", [Optim(), MUON])
+def test_a_state_from_when_columns_were_matrices_goes_on(optim):
+    torch.manual_seed(0)
+    model = SparseRNN(vocab_size=5, d_model=8, state_width=6, k=2)
+    bias = model.layers[0].recurrence.rule_bias
+    train(model, whole := build_optimizer(model, optim), range(3))
+    if optim is MUON:  # of which AdamW, whose the bias is now, has no use: there it begins anew
+        whole.state[bias] = {"momentum_buffer": torch.ones_like(bias)}
+    resumed = build_optimizer(model, optim)
+    resumed.load_state_dict(as_once_saved(whole, model))
+    assert resumed.state.keys() == set(model.parameters()) - ({bias} if optim is MUON else set())
+    for one, other in zip(whole.param_groups, resumed.param_groups, strict=True):
+        assert all(p is q for p, q in zip(one["params"], other["params"], strict=True))
+    for parameter, state in resumed.state.items():
+        torch.testing.assert_close(state, whole.state[parameter], rtol=0, atol=0)
+    train(model, resumed, [3])
+    assert resumed.state[bias]["step"] == (1 if optim is MUON else 4)
+
+
+def test_a_state_keeps_to_the_kernels_of_its_optimizer():
+    model = tokenformer()
+    plain, fused = build_optimizer(model, Optim(), fused=False), build_optimizer(model, Optim())
+    train(model, plain, [0])
+    fused.load_state_dict(plain.state_dict())
+    plain.load_state_dict(fused.state_dict())
+    assert {group["fused"] for group in fused.param_groups} == {True}
+    assert {group["fused"] for group in plain.param_groups} == {False}
+
+
+def test_a_state_of_another_model_is_refused():
+    saved = build_optimizer(tokenformer(), Optim()).state_dict()
+    with pytest.raises(ValueError, match="other parameters than the model's"):
+        build_optimizer(Transformer(vocab_size=7, d_model=8, num_heads=2), Optim()).load_state_dict(saved)
 
 
 def test_one_optimizer_does_what_muon_and_adamw_do_apart():
