@@ -84,7 +84,7 @@ def check_trainer(options: Mapping[str, Any], verb: str = "fit") -> None:
             raise ValueError(f"--trainer.{name} {str(value).lower()}: {NOT_HERE[name][1]}")
         if name in FROM and not value >= FROM[name]:
             raise ValueError(f"--trainer.{name} is {value}; it must be at least {FROM[name]}")
-        if name in ABOVE_0 and not (isinstance(value, int | float) and value > 0):
+        if name in ABOVE_0 and isinstance(value, int | float) and not value > 0:
             raise ValueError(f"--trainer.{name} is {value}; it must be a number of batches above 0 ({ABOVE_0[name]})")
     for least, most in LIMITS:
         if 0 <= given.get(most, -1) < given.get(least, 0):

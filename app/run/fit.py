@@ -50,7 +50,6 @@ from app.run.folders import (
 )
 from app.run.length import check_steps, in_steps, steps_of_epochs
 from app.run.placement import RunFolder
-from app.run.sharding import FSDP2
 from callbacks import (
     AtomicCheckpointIO,
     Checkpoints,
@@ -67,6 +66,7 @@ from callbacks import (
 from callbacks.console import ModelSummary, say
 from callbacks.lightning_internals import ProgressBar
 from callbacks.record_file import last_checkpoint
+from callbacks.sharding import FSDP2
 from datamodules import TaskData
 from models.base import LanguageModel
 from models.optim import Optim
@@ -200,8 +200,8 @@ class CLI(LightningCLI):
             )
         config["plugins"] = [*_as_list(config["plugins"]), AtomicCheckpointIO()]
         settled = RunFolder(self.run_dir, self.parser.dump(self.config, skip_none=False))
-        config["callbacks"] = [settled, *_as_list(config["callbacks"]), *self._callbacks(config)]
         with explaining(self.config_init["trainer"]):
+            config["callbacks"] = [settled, *_as_list(config["callbacks"]), *self._callbacks(config)]
             trainer = super().instantiate_trainer(**config)
         check_launched(trainer)
         return trainer
