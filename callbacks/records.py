@@ -230,6 +230,7 @@ class Record(L.Callback):
         """Add the test's results to the record of the run folder, if there is one."""
         if record := read_or_set_aside(self.path(trainer)):
             results = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("test/")}
-            of = {"checkpoint": str(trainer.ckpt_path), "step": self._loaded_step}
+            path = trainer.ckpt_path  # None for weights that are in memory
+            of = {"checkpoint": path and str(path), "step": self._loaded_step}
             measured = record.get("measured", {}) | {"test": split_measured(trainer, "test") | of}
             self._save(trainer, record | {"test": results, "measured": measured})

@@ -9,13 +9,14 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
 from re import findall
 from types import TracebackType
 from typing import Any
 
+import lightning as L
 from jsonargparse import Namespace
 from lightning.fabric.plugins.environments import LightningEnvironment
-from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from app.cli.checks import check_seed
@@ -72,6 +73,36 @@ def whole_seed(seed: bool | int) -> int:
 # Before a Trainer is built --------------------------------------------------------------------------------------------
 
 
+class Trainer(L.Trainer):
+    """Lightning's Trainer, with amounts of batches that mean what was typed: 1 is one batch, 1.0 is all of them.
+
+    Lightning writes their types as `Optional[Union[int, float]]`, of which Python's `typing` keeps one object for both
+    orders. If another library asked for `Optional[Union[float, int]]` before, the parser takes every number for a
+    float. A type written as below keeps its own order.
+    """
+
+    def __init__(
+        self,
+        *,
+        limit_train_batches: int | float | None = None,
+        limit_val_batches: int | float | None = None,
+        limit_test_batches: int | float | None = None,
+        limit_predict_batches: int | float | None = None,
+        overfit_batches: int | float = 0.0,
+        val_check_interval: int | float | str | timedelta | dict[str, int] | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(
+            limit_train_batches=limit_train_batches,
+            limit_val_batches=limit_val_batches,
+            limit_test_batches=limit_test_batches,
+            limit_predict_batches=limit_predict_batches,
+            overfit_batches=overfit_batches,
+            val_check_interval=val_check_interval,
+            **options,
+        )
+
+
 def check_trainer(options: Mapping[str, Any], verb: str = "fit") -> None:
     """Raise ValueError for the first option of the Trainer that cannot be, or that would change nothing."""
     if verb in MEASURED_BY and options[MEASURED_BY[verb]] == 0:
@@ -122,7 +153,7 @@ def trainer_mistake(error: Exception, options: Mapping[str, Any]) -> str:
     complains.
     """
     text = " ".join(str(error).split())
-    parameters = inspect.signature(Trainer).parameters
+    parameters = inspect.signature(L.Trainer).parameters
     named = [word for word in findall(r"\w+", text) if word in parameters]
     words = {name: value for name, value in options.items() if isinstance(value, str) and value not in ("", "auto")}
     meant = [name for name, value in words.items() if value.lower() in text.lower()]

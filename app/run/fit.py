@@ -13,7 +13,6 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
 
-from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import StrategyRegistry
@@ -26,7 +25,7 @@ from app.cli.mistakes import ParserError, UsageError, explained
 from app.cli.options import with_dashes
 from app.machine import announce_run_dir, announced_run_dir, is_first_process
 from app.run.checkpoints import check_training_state, check_weights, read_checkpoint
-from app.run.checks import check_groups, check_launched, check_trainer, explaining, whole_seed
+from app.run.checks import Trainer, check_groups, check_launched, check_trainer, explaining, whole_seed
 from app.run.configuration import (
     check_fits,
     check_optimizer,
@@ -126,6 +125,7 @@ class CLI(LightningCLI):
             subclass_mode_model=True,
             subclass_mode_data=True,
             save_config_callback=None,
+            trainer_class=Trainer,
             trainer_defaults=TRAINER_DEFAULTS,
             seed_everything_default=1,
             parser_class=CLIParser,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +24,7 @@ def parsed(kind: Callable[..., Any], prefix: str, group: OptionGroup, help_comma
     """What differs from a constructor's own defaults: the group's, and what was typed. UsageError if it will not do."""
     parser = Parser(allow_abbrev=False)
     parser.add_class_arguments(kind, prefix, skip=set(group.ours))
+    own = parser.get_defaults()[prefix].as_dict()
     parser.set_defaults({f"{prefix}.{name}": value for name, value in group.defaults.items()})
     for option in group.options:
         name = option.partition("=")[0]
@@ -32,8 +32,7 @@ def parsed(kind: Callable[..., Any], prefix: str, group: OptionGroup, help_comma
             raise ValueError(f"{name} is given by the study's own options; leave it out")
     with explained(help_command):
         values = parser.parse_args(list(group.options))[prefix].as_dict()
-    own = inspect.signature(kind).parameters
-    return {k: value for k, value in values.items() if k in group.defaults or value != own[k].default}
+    return {name: value for name, value in values.items() if name in group.defaults or value != own[name]}
 
 
 def check_place_and_trainer(out: Path, trainer: OptionGroup, print_commands: bool, help_command: str) -> None:
@@ -41,9 +40,7 @@ def check_place_and_trainer(out: Path, trainer: OptionGroup, print_commands: boo
 
     Commands that are only printed may be meant for another machine, with a GPU.
     """
-    from lightning.pytorch import Trainer
-
-    from app.run.checks import check_trainer, explaining
+    from app.run.checks import Trainer, check_trainer, explaining
     from app.run.fit import prepare_lightning
 
     options = parsed(Trainer, "trainer", trainer, help_command)

@@ -16,6 +16,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import zip_longest
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -53,9 +54,16 @@ def stages(run: Planned, folder: Path) -> list[list[str]]:
 
 def options_of_test(options: Sequence[str]) -> list[str]:
     """Of a fit's options, what its test has to be told, too: how much of the split it measures, if not all."""
-    limit, follows = "--trainer.limit_test_batches", [*options[1:], ""]
-    pairs = (([option, value] if option == limit else [option]) for option, value in zip(options, follows, strict=True))
-    return [word for pair in pairs if pair[0].partition("=")[0] == limit for word in pair]
+    limit = "--trainer.limit_test_batches"
+    pairs = zip_longest(options, options[1:], fillvalue="")
+    return [word for option, value in pairs for word in of_option(limit, option, value)]
+
+
+def of_option(name: str, word: str, follows: str) -> list[str]:
+    """The words that give the option of this name a value, `NAME=VALUE` or two, if it begins with `word`."""
+    if word == name:
+        return [word, follows]
+    return [word] if word.startswith(f"{name}=") else []
 
 
 def diverged(record: Record | None) -> bool:

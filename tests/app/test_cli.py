@@ -466,7 +466,7 @@ MISTAKES = {
     "TINY --trainer.val_check_interval 0": ("--trainer.val_check_interval",),
     "TINY --trainer.devices 0": ("--trainer.devices",),
     # of Lightning's Trainer: what it takes without a word, and what it refuses in many ways
-    "TINY --trainer.val_check_interval 00:00:05": ("--trainer.val_check_interval is 00:00:05", "batches above 0"),
+    "TINY --trainer.val_check_interval 00:00:05": ("--trainer.val_check_interval 00:00:05", "DD:HH:MM:SS"),
     "TINY --trainer.accumulate_grad_batches 0": ("--trainer.accumulate_grad_batches is 0", "at least 1"),
     "TINY --trainer.check_val_every_n_epoch 0": ("--trainer.check_val_every_n_epoch is 0", "at least 1"),
     "TINY --trainer.gradient_clip_val -1": ("--trainer.gradient_clip_val is -1", "at least 0"),

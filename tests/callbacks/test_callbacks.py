@@ -413,6 +413,7 @@ def test_test_results_join_the_record_and_change_nothing_else(tmp_path):
     make_trainer(tmp_path, Record()).test(model, datamodule=Letters(), verbose=False)
     after = read_record(tmp_path / "record.json")
     assert after.pop("test").keys() >= {"test/loss", "test/accuracy/short"}
+    assert after["measured"].pop("test") == {"batches": 2, "of": 2, "checkpoint": None, "step": 0}
     assert {k: v for k, v in after.items() if k in before} == before
 
 

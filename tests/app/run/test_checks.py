@@ -3,13 +3,14 @@
 import inspect
 from io import StringIO
 from pathlib import Path
+from typing import get_args, get_type_hints
 
+import lightning as L
 import pytest
-from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from app.run.checks import ABOVE_0, FROM, LIMITS, NEVER, NOT_HERE, check_launched, explaining
+from app.run.checks import ABOVE_0, FROM, LIMITS, NEVER, NOT_HERE, Trainer, check_launched, explaining
 from tests.app.test_cli import assert_refused, call, tiny  # noqa: F401 - a fixture among them
 
 HONOURED = {  # by Lightning, or by us, whatever their value; Lightning itself refuses values that make no sense
@@ -30,7 +31,15 @@ class Terminal(StringIO):
 
 def test_every_option_of_the_trainer_has_been_judged():
     refused = FROM.keys() | ABOVE_0.keys() | NOT_HERE.keys() | NEVER.keys() | {name for pair in LIMITS for name in pair}
-    assert refused | HONOURED == set(inspect.signature(Trainer).parameters)
+    assert refused | HONOURED == set(inspect.signature(L.Trainer).parameters)
+
+
+def test_one_is_one_batch_whatever_order_of_types_another_library_asked_for():
+    """Of `Optional[Union[float, int]]` Python's typing makes the other order, too, if that was asked for first."""
+    lightnings, ours = get_type_hints(L.Trainer.__init__), get_type_hints(Trainer.__init__)
+    amounts = [name for name, kind in lightnings.items() if {int, float} <= set(get_args(kind))]
+    assert {*amounts} - {"gradient_clip_val"} == ours.keys() - {"options", "return"}  # a norm of 1 is one of 1.0
+    assert all(get_args(ours[name])[0] is int for name in ours.keys() - {"options", "return"})
 
 
 @pytest.mark.parametrize(("option", "shown"), [("enable_progress_bar", "training"), ("enable_model_summary", "Params")])
