@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import os
 import signal
+import sys
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -26,7 +27,13 @@ from torch.distributed.tensor import DTensor
 from callbacks.atomic import save_atomically
 from callbacks.common import at_logging_step, in_fit_validation
 from callbacks.console import say
-from callbacks.lightning_internals import completes_step, fit_is_ending, use_our_loops, validation_is_due
+from callbacks.lightning_internals import (
+    completes_step,
+    fit_is_ending,
+    leave_signals_alone,
+    use_our_loops,
+    validation_is_due,
+)
 from callbacks.record_file import CHECKPOINTS, best_checkpoint, last_checkpoint
 
 MONITOR = "val/loss"
@@ -83,11 +90,12 @@ class Checkpoints(Checkpoint):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Let a fit validate between optimizer steps only, and begin and end even if no step is left."""
+        leave_signals_alone(trainer)
         if stage == "fit":
             use_our_loops(trainer)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Take over the signals, from Lightning too, remove half-written files, and look what is in the folder."""
+        """Take over the signals, remove half-written files, and look what is in the folder."""
         if trainer.is_global_zero:
             for leftover in self.directory(trainer.default_root_dir).glob(".*.tmp"):
                 leftover.unlink(missing_ok=True)
@@ -116,7 +124,7 @@ class Checkpoints(Checkpoint):
 
     def _remember(self, signum: int, frame: FrameType | None) -> None:
         if self._signum:
-            raise KeyboardInterrupt
+            sys.exit(128 + signum)
         self._signum = signum
         say("stopping after this step, with a checkpoint; once more stops at once, without")
 

@@ -17,6 +17,14 @@ def at_logging_step(trainer: L.Trainer) -> bool:
     return every > 0 and trainer.global_step % every == 0 and completes_step(trainer)
 
 
+def logged_step(trainer: L.Trainer) -> int:
+    """Where loggers place what belongs to the last optimizer step: Lightning counts them from 0.
+
+    A run that goes on after N steps discards all that is placed at N and later, and nothing else.
+    """
+    return max(0, trainer.global_step - 1)
+
+
 def in_fit_validation(trainer: L.Trainer) -> bool:
     """Whether a validation belongs to a fit and is no sanity check."""
     return trainer.state.fn == "fit" and not trainer.sanity_checking

@@ -15,7 +15,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.strategies import DDPStrategy
 
-from callbacks.common import in_fit_validation, tensorboard_of, total_steps
+from callbacks.common import in_fit_validation, logged_step, tensorboard_of, total_steps
 from callbacks.console import say
 from models.base import LanguageModel
 from models.growth import Carry, GrowableModel, Init, Sizes, TauPolicy, check_rewarm, check_sizes
@@ -193,7 +193,7 @@ class Growth(L.Callback):
         sizes = {f"growth/{group}": float(size) for group, size in pl_module.parameter_token_sizes().items()}
         if sizes and in_fit_validation(trainer):
             for logger in trainer.loggers:
-                logger.log_metrics(sizes, step=trainer.global_step)
+                logger.log_metrics(sizes, step=logged_step(trainer))
 
 
 def _words(sizes: Sizes) -> str:

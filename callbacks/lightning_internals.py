@@ -8,7 +8,9 @@ middle of an accumulation, and a fit that has nothing left to train still begins
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from subprocess import Popen
 
 import lightning as L
 from lightning.pytorch.callbacks import RichProgressBar
@@ -16,6 +18,7 @@ from lightning.pytorch.loops.fetchers import _DataFetcher
 from lightning.pytorch.loops.fit_loop import _FitLoop
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.strategies.launchers import subprocess_script
 
 
 class BatchLoop(_TrainingEpochLoop):
@@ -53,6 +56,19 @@ def use_our_loops(trainer: L.Trainer) -> None:
     """Let the trainer's loops, which are built and connected already, behave as ours."""
     trainer.fit_loop.__class__ = FitLoop
     trainer.fit_loop.epoch_loop.__class__ = BatchLoop
+
+
+def leave_signals_alone(trainer: L.Trainer) -> None:
+    """Keep the trainer from answering signals, which it would do by a collective operation in the middle of a step."""
+    trainer._signal_connector.register_signal_handlers = lambda: None
+
+
+def watch_launched_by(watch: Callable[[list[Popen[bytes]]], None]) -> None:
+    """Let `watch` take the place of what looks after launched processes, and kills all, this one too, without a word.
+
+    It is called with the processes that the first one of a run launches to train with it, and returns at once.
+    """
+    subprocess_script._launch_process_observer = watch
 
 
 def completes_step(trainer: L.Trainer) -> bool:

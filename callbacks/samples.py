@@ -8,7 +8,7 @@ from __future__ import annotations
 import lightning as L
 import torch
 
-from callbacks.common import TextData, tensorboard_of, text_of
+from callbacks.common import TextData, logged_step, tensorboard_of, text_of
 from models.base import LanguageModel, mixed_seed
 
 
@@ -53,7 +53,7 @@ class Samples(L.Callback):
             return
         text = self.write(trainer, pl_module)
         indented = "\n".join(f"    {line}" for line in text.splitlines())  # Markdown: as it is
-        tensorboard.experiment.add_text("samples/text", indented, trainer.global_step)
+        tensorboard.experiment.add_text("samples/text", indented, logged_step(trainer))
 
     def write(self, trainer: L.Trainer, pl_module: LanguageModel) -> str:
         """The prompt and its continuation."""

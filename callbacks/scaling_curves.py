@@ -32,7 +32,9 @@ AXES = {
 CURVES = ("train/loss", "val/loss", "val/bits_per_char", "val/accuracy")
 CHARTS = {"bits per character": "val_bits_per_char", "loss in nats": "val_loss", "accuracy": "val_accuracy"}
 STROKE = 0.05  # length of a mark, as a part of the value it stands on
-STROKE_POINTS = ((2, 0.0), (1, STROKE), (0, 0.0))  # foot, tip, foot: places before the event's, height over the curve
+# Foot, tip, foot: places behind the event's, where a run that goes on just before the growth discards them, and height
+# over the curve. Not at one place, where TensorBoard would draw one point.
+STROKE_POINTS = ((1, 0.0), (2, STROKE), (3, 0.0))
 LAYOUT = {
     f"Scaling: {title}": {
         f"{title} against {unit}": ["Multiline", [f"scaling/{curve}_by_{axis}$", f"scaling/growth_{curve}_by_{axis}$"]]
@@ -114,7 +116,7 @@ class ScalingCurves(L.Callback):
         assert isinstance(pl_module, LanguageModel)
         events = pl_module.growth_events
         for event in events[self._marked :]:
-            self._mark(trainer, event)
+            self._mark(trainer, event, find_throughput(trainer).read(pl_module.device))
         self._marked = len(events)
         if at_logging_step(trainer):
             place = self._place(trainer, pl_module)
@@ -122,7 +124,7 @@ class ScalingCurves(L.Callback):
                 self._measured(trainer, "train/"), {axis: place[axis] for axis in place.keys() - {"parameters"}}
             )
 
-    def _mark(self, trainer: L.Trainer, event: dict[str, Any]) -> None:
+    def _mark(self, trainer: L.Trainer, event: dict[str, Any], seconds: float) -> None:
         """A stroke from each curve of the validation, or from that of the loss if nothing was validated yet."""
         values = self._last.get("values") or {
             name.replace("train", "val"): value for name, value in self._measured(trainer, "train/").items()
@@ -130,11 +132,11 @@ class ScalingCurves(L.Callback):
         place = {
             "tokens": event["tokens"],
             "megaflops": round(event["flops"] / MEGA),
-            "milliseconds": round(1000 * find_throughput(trainer).seconds),
+            "milliseconds": round(1000 * seconds),
         }
-        for places_before, height in STROKE_POINTS:  # not at one place, where TensorBoard would draw one point
+        for places_behind, height in STROKE_POINTS:
             stroke = {name: (1 + height) * value for name, value in values.items()}
-            self._write(stroke, {axis: at - places_before for axis, at in place.items()}, "growth_")
+            self._write(stroke, {axis: at + places_behind for axis, at in place.items()}, "growth_")
         if self._last:
             self._write(self._last["values"], {"parameters": self._last["parameters"]})
 

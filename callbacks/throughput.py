@@ -25,6 +25,12 @@ class Throughput(L.Callback):
         self._mark: float | None = None
         self._window = (0, 0, 0.0)  # tokens, step and seconds when the logged window began
 
+    def read(self, device: torch.device) -> float:
+        """Seconds until now."""
+        if self._mark is not None:
+            self._lap(device)
+        return self.seconds
+
     def _lap(self, device: torch.device | None = None) -> None:
         if device is not None and device.type != "cpu":
             torch.accelerator.synchronize(device)  # steps that are still queued belong to the time before
@@ -63,9 +69,8 @@ class Throughput(L.Callback):
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Stop the clock."""
-        if self._mark is not None:
-            self._lap(pl_module.device)
-            self._mark = None
+        self.read(pl_module.device)
+        self._mark = None
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Count what is left."""

@@ -11,7 +11,9 @@ Shapes: B rows, T time.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
@@ -85,6 +87,20 @@ def _unchanged(batch: Any) -> Any:
     return batch
 
 
+@contextmanager
+def deaf_to_stops() -> Iterator[None]:
+    """Block Ctrl-C and SIGTERM in the processes that are started meanwhile; in this one they only wait.
+
+    Both are sent to a whole group of processes, by a terminal or a cluster; but workers are to serve a run that is told
+    to stop until it has saved. They end with it.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 class StreamLoader:
     """A stateful iterable over batches; every `iter` hands out `num_batches` of them, or has no end.
 
@@ -136,7 +152,7 @@ class StreamLoader:
     def _batches(self, numbers: Iterable[int]) -> Iterable[Batch]:
         if self.num_workers == 0:
             return map(self.read, numbers)
-        return DataLoader(
+        loader = DataLoader(
             _Numbered(self.read),
             batch_size=None,
             sampler=numbers,
@@ -144,6 +160,8 @@ class StreamLoader:
             collate_fn=_unchanged,
             pin_memory=torch.cuda.is_available(),
         )
+        with deaf_to_stops():
+            return iter(loader)
 
     @property
     def position(self) -> int:

@@ -26,6 +26,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,7 @@ GROWTH = "--growth.steps=[4,9] --growth.num_param_tokens=[6,8] --growth.rewarm_s
 LOGGERS = ("", "", "--trainer.logger CSVLogger --trainer.logger.save_dir logs", "--trainer.logger false")
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 STEPS = 14
-BATCH, ROWS_AN_EPOCH = 4, 28  # seven batches an epoch
+BATCH, EPOCH = 4, 7  # rows in a batch, batches in an epoch
 MAX_CALLS = 12  # of one command, before the case counts as never finished
 TIMEOUT = 120.0  # seconds a call may take
 STOPPED = {128 + signal.SIGINT, 128 + signal.SIGTERM, -signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT}
@@ -83,7 +84,7 @@ def random_case(number: int, seed: int, text: Path) -> Case:
         f"--trainer.val_check_interval {accumulate * rng.randint(2, 5)} --trainer.limit_val_batches 2",
         f"--checkpoints.every_n_steps {rng.randint(1, 6)} {rng.choice(LOGGERS)}",
         GROWTH if model == "TokenFormer" and rng.random() < 0.7 else "",
-        f"--data.samples_per_epoch {ROWS_AN_EPOCH} --trainer.max_epochs {rng.randint(1, 3)} --trainer.max_steps -1"
+        f"--trainer.limit_train_batches {EPOCH} --trainer.max_epochs {rng.randint(1, 3)} --trainer.max_steps -1"
         if end == "epochs"
         else f"--trainer.max_steps {STEPS}",
     ]
@@ -102,19 +103,27 @@ def call(line: str, folder: Path, attack: tuple[int, float] | None = None) -> tu
     """
     start = time.monotonic()
     if (pid := os.fork()) == 0:
-        os.setsid()
+        os.setpgid(0, 0)
         os.chdir(folder)
         with Path("output.txt").open("a", encoding="utf-8") as file:
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
         os._exit(exit_code(line))
+    with suppress(OSError):  # the child may have done it, or have ended
+        os.setpgid(pid, pid)
     deadline = start + (attack[1] if attack else TIMEOUT)
     while not (ended := os.waitpid(pid, os.WNOHANG))[0] and time.monotonic() < deadline:
         time.sleep(0.002)
     if not ended[0]:
-        os.killpg(pid, attack[0] if attack else signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.killpg(pid, attack[0] if attack else signal.SIGKILL)
         ended = os.waitpid(pid, 0)
     return os.waitstatus_to_exitcode(ended[1]), time.monotonic() - start
+
+
+def until_next_second() -> None:
+    """Wait: TensorBoard reads event files in the order of the seconds that they were begun in."""
+    time.sleep(1 - time.time() % 1)
 
 
 def exit_code(line: str) -> int:
@@ -143,10 +152,12 @@ def carry_out(case: Case, folder: Path) -> list[str]:
         return [f"undisturbed, it ends with exit code {code}"]
     for number, part in case.attacks:
         code, _ = call(f"{case.command} {case.time_limit}", war, (number, part * seconds))
+        until_next_second()
         if code and code not in STOPPED:
             return [f"attacked by {signal.Signals(number).name}, it ends with exit code {code}"]
     for _ in range(MAX_CALLS):
         code, _ = call(case.command, war)
+        until_next_second()
         if code:
             return [f"resumed, it ends with exit code {code}"]
         if read_record(war / "run").get("status") == "finished":

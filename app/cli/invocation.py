@@ -14,6 +14,7 @@ from contextvars import ContextVar
 
 from app.cli.faults import fault_message, is_short_of_memory, memory_message, one_line
 from app.machine import is_first_process, wants_traceback
+from app.stops import stopped_by_signals
 
 _typed: ContextVar[tuple[str, ...]] = ContextVar("typed", default=())
 
@@ -23,7 +24,8 @@ def carried_out(args: Sequence[str], run: Callable[[str, list[str]], int]) -> in
     token = _typed.set(tuple(args))
     replace_what_cannot_be_shown()
     try:
-        return run(args[0], list(args[1:]))
+        with stopped_by_signals():
+            return run(args[0], list(args[1:]))
     except BrokenPipeError:  # whoever read what we print has gone; the rest has no place to go
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

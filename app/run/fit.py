@@ -49,6 +49,7 @@ from app.run.folders import (
 )
 from app.run.length import check_steps, in_steps, steps_of_epochs
 from app.run.placement import RunFolder
+from app.stops import end_with_first_process, lost_processes_told, watch_launched
 from callbacks import (
     AtomicCheckpointIO,
     Checkpoints,
@@ -63,7 +64,7 @@ from callbacks import (
     TimeLimit,
 )
 from callbacks.console import ModelSummary, say
-from callbacks.lightning_internals import ProgressBar
+from callbacks.lightning_internals import ProgressBar, watch_launched_by
 from callbacks.record_file import last_checkpoint
 from callbacks.sharding import FSDP2
 from datamodules import TaskData
@@ -240,7 +241,7 @@ class CLI(LightningCLI):
 
     def _resumed_step(self) -> int | None:
         if self.verb == "fit" and self.checkpoint_path:
-            return int(self.checkpoint["global_step"]) + 1
+            return int(self.checkpoint["global_step"])
         return None
 
     def start(self) -> None:
@@ -254,8 +255,12 @@ class CLI(LightningCLI):
             kwargs["verbose"] = False  # the Narrator's table is the one to read
             say(f"{self.checkpoint_path}, step {self.checkpoint['global_step']:,}")
         path = str(self.checkpoint_path) if self.checkpoint_path else None
-        with explaining(self.config_init["trainer"]):
+        with explaining(self.config_init["trainer"]), lost_processes_told(self._how_to_go_on):
             getattr(self.trainer, self.verb)(self.model, datamodule=self.datamodule, ckpt_path=path, **kwargs)
+
+    def _how_to_go_on(self) -> str:
+        last = last_checkpoint(self.run_dir)
+        return f"go on with `python -m app fit --ckpt_path {last}`" if last.exists() else "there is no checkpoint yet"
 
     def after_instantiate_classes(self) -> None:
         """Refuse a checkpoint that will not do; size the model as the checkpoint's, while its weights are whole."""
@@ -275,7 +280,8 @@ def _as_list(value: Any) -> list[Any]:
 
 
 def prepare_lightning() -> None:
-    """Add our strategy to Lightning's, leave what libraries log to their warnings, and drop those that tell nothing."""
+    """Add our strategy to Lightning's, look after launched processes, leave out what is logged or told for nothing."""
+    watch_launched_by(watch_launched)
     if "fsdp2" not in StrategyRegistry:
         StrategyRegistry.register("fsdp2", FSDP2, FSDP2.__doc__)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
@@ -286,6 +292,7 @@ def prepare_lightning() -> None:
 
 def run(verb: str, args: list[str]) -> int:
     """Carry out fit, validate, test or predict with the options `args`; returns the exit code."""
+    end_with_first_process()
     prepare_lightning()
     refuse_linked(args)
     early = options_before_parsing(args)

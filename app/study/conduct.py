@@ -77,7 +77,7 @@ def conduct(
         The exit code: 1 if a run failed.
     """
     from app.run.folders import held
-    from app.study.processes import default_workers, execute, plain_commands, resumed, stopped_by_sigterm
+    from app.study.processes import default_workers, execute, plain_commands, resumed
 
     if print_commands:
         extend(resumed(study, out))
@@ -85,7 +85,7 @@ def conduct(
         return 0
     console = new_console(WIDE)
     failures: list[str] = []
-    with held(out, "--out"), stopped_by_sigterm():
+    with held(out, "--out"):
         tried: set[str] = set()
         while new := [run for run in extended(study, out, extend).plan if run.name not in tried]:
             study.save(out)

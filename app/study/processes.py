@@ -12,15 +12,12 @@ import os
 import shlex
 import signal
 import sys
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from types import FrameType
 from typing import Any, NoReturn
 
 from rich.console import Console
@@ -29,6 +26,7 @@ from app.cli.invocation import carried_out
 from app.machine import num_cores, num_gpus, only_gpu
 from app.output.progress import steps
 from app.run.folders import AUTO
+from app.stops import in_background
 from app.study.study import STUDY_FILE, Planned, Record, Study, compact, read_study
 from callbacks.record_file import RECORD, last_checkpoint, read_record
 
@@ -97,7 +95,7 @@ def stop_with_parent() -> None:
             parent.join()
             os.kill(os.getpid(), signal.SIGTERM)
 
-    threading.Thread(target=watch, daemon=True).start()
+    in_background(watch)
 
 
 def carry_out(commands: list[list[str]], log: Path, environment: dict[str, str], threads: int | None) -> NoReturn:
@@ -137,20 +135,6 @@ class Active:
 def default_workers() -> int:
     """Runs side by side unless told otherwise: one a GPU, else one a core."""
     return num_gpus() or num_cores()
-
-
-@contextmanager
-def stopped_by_sigterm() -> Iterator[None]:
-    """Let SIGTERM end the block as Ctrl-C does, with exit code 143."""
-
-    def stop(signum: int, frame: FrameType | None) -> NoReturn:
-        sys.exit(128 + signum)
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def resumed(study: Study, folder: Path) -> Study:

@@ -201,7 +201,7 @@ def test_growth_is_a_stroke_in_the_curves_and_each_size_is_a_point(tmp_path):
     fit(tmp_path, *watching(), Growth(steps=[5], num_param_tokens=[12]), model=model)
     ((_, before), (_, after)) = scalars(tmp_path / "by_tokens")["scaling/val_loss_by_tokens"]
     marks = scalars(tmp_path / "by_tokens")["scaling/growth_val_loss_by_tokens"]
-    assert [place for place, _ in marks] == [spent(5) - 2, spent(5) - 1, spent(5)]
+    assert [place for place, _ in marks] == [spent(5) + 1, spent(5) + 2, spent(5) + 3]
     assert marks[0][1] == marks[2][1] == before < marks[1][1]
     sizes = scalars(tmp_path / "by_parameters")
     assert sizes["scaling/val_loss_by_parameters"] == [(small, before), (model.num_parameters(), after)]

@@ -8,6 +8,7 @@ import pytest
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.demos.boring_classes import BoringModel, RandomDataset
 from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.strategies.launchers import subprocess_script
 from torch.utils.data import DataLoader
 
 from callbacks import lightning_internals
@@ -31,8 +32,10 @@ OWNERS = {  # of each private name: what has it, made as Lightning makes it
     "_data_parallel_size": ModelParallelStrategy,
     "_default_root_dir": lambda: L.Trainer(logger=False, barebones=True),
     "_get_train_description": RichProgressBar,
+    "_launch_process_observer": lambda: subprocess_script,
     "_should_accumulate": fit_loop,
     "_should_check_val_fx": lambda: fit_loop().epoch_loop,
+    "_signal_connector": lambda: L.Trainer(logger=False, barebones=True),
 }
 
 
