@@ -92,7 +92,7 @@ class Checkpoints(Checkpoint):
         """Let a fit validate between optimizer steps only, and begin and end even if no step is left."""
         leave_signals_alone(trainer)
         if stage == "fit":
-            use_our_loops(trainer)
+            use_our_loops(trainer, lambda: self._after_batch(trainer, pl_module))
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Take over the signals, remove half-written files, and look what is in the folder."""
@@ -171,12 +171,15 @@ class Checkpoints(Checkpoint):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Watch the loss; between optimizer steps save and stop where due, unless a validation comes first."""
+        """Watch the loss; let an accumulation be finished before the fit ends."""
         self._watch(trainer, outputs["loss"])
         if pl_module.device.type == "cpu" or at_logging_step(trainer):
             self._check_finite(trainer)
         self._wants_end |= trainer.should_stop
-        trainer.should_stop = self._wants_end and completes_step(trainer)  # the accumulation is finished first
+        trainer.should_stop = self._wants_end and completes_step(trainer)
+
+    def _after_batch(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Between optimizer steps save and stop where due, unless a validation comes first."""
         if completes_step(trainer) and not validation_is_due(trainer):
             self._save_or_stop(trainer, pl_module)
 

@@ -27,11 +27,24 @@ class BatchLoop(_TrainingEpochLoop):
     decided_on = -1  # number of the batch that the decision is of
     decision = False
     is_postponed = False
+    after_batch: Callable[[], None]
 
     def advance(self, data_fetcher: _DataFetcher) -> None:
         """Train on a batch; loggers' steps are counted as in a run that was never interrupted."""
         self._batches_that_stepped = self.global_step  # one too few where a run goes on after some validations
         super().advance(data_fetcher)
+        self.call_after_batch()
+
+    def call_after_batch(self) -> None:
+        """Let a checkpoint be made in the state of on_train_batch_end, which resumes at an epoch's end, too."""
+        counts = (self.batch_progress.total, self.batch_progress.current)
+        for count in counts:
+            count.completed -= 1
+        try:
+            self.after_batch()
+        finally:
+            for count in counts:
+                count.completed += 1
 
     def _should_check_val_fx(self, data_fetcher: _DataFetcher) -> bool:
         """Decide once a batch, as a limit of time may pass between two questions."""
@@ -52,10 +65,16 @@ class FitLoop(_FitLoop):
         return bool(self.trainer.limit_train_batches == 0)
 
 
-def use_our_loops(trainer: L.Trainer) -> None:
-    """Let the trainer's loops, which are built and connected already, behave as ours."""
+def use_our_loops(trainer: L.Trainer, after_batch: Callable[[], None]) -> None:
+    """Let the trainer's loops, which are built and connected already, behave as ours.
+
+    Args:
+        trainer: Whose loops.
+        after_batch: Called when all is done and logged that belongs to a batch, but for a validation that follows.
+    """
     trainer.fit_loop.__class__ = FitLoop
     trainer.fit_loop.epoch_loop.__class__ = BatchLoop
+    trainer.fit_loop.epoch_loop.after_batch = after_batch
 
 
 def leave_signals_alone(trainer: L.Trainer) -> None:

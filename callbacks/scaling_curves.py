@@ -164,7 +164,9 @@ class ScalingCurves(L.Callback):
         self._last = state_dict["last"]
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Put on the disk what came before the checkpoint: a run resumed from it does not write that again."""
+        """Put on the disk what was logged before the checkpoint: a run resumed from it does not log that again."""
+        for logger in trainer.loggers:
+            logger.save()
         for writer in self._writers.values():
             writer.flush()
 

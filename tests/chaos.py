@@ -26,7 +26,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,7 +37,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import app.run.fit  # noqa: F401 - loaded here once, so that forked runs start at once
-from app.__main__ import main
+from tests.app.forked import begin, end
 
 MODELS = {
     "Transformer": "--model.d_model 16 --model.num_heads 2",
@@ -81,7 +80,9 @@ def random_case(number: int, seed: int, text: Path) -> Case:
         f"--data.num_workers {rng.choice((0, 0, 1))} --seed_everything {rng.randrange(100)}",
         f"--optim.optimizer {rng.choice(('adamw', 'muon'))} --optim.warmup_steps 2 --samples.max_new_tokens 0",
         f"--trainer.accelerator cpu --trainer.accumulate_grad_batches {accumulate} --trainer.log_every_n_steps 2",
-        f"--trainer.val_check_interval {accumulate * rng.randint(2, 5)} --trainer.limit_val_batches 2",
+        f"--trainer.val_check_interval {accumulate * rng.randint(2, 5)}",
+        # A run whose time is over is measured at that step, once more than one that nobody disturbs.
+        f"--trainer.limit_val_batches {0 if end == 'time' else 2}",
         f"--checkpoints.every_n_steps {rng.randint(1, 6)} {rng.choice(LOGGERS)}",
         GROWTH if model == "TokenFormer" and rng.random() < 0.7 else "",
         f"--trainer.limit_train_batches {EPOCH} --trainer.max_epochs {rng.randint(1, 3)} --trainer.max_steps -1"
@@ -96,50 +97,20 @@ def random_case(number: int, seed: int, text: Path) -> Case:
 # Calls ----------------------------------------------------------------------------------------------------------------
 
 
-def call(line: str, folder: Path, attack: tuple[int, float] | None = None) -> tuple[int, float]:
-    """Carry out `python -m app LINE` in a folder, in a process of its own; returns exit code and seconds.
+def call(line: str, folder: Path, attack: tuple[int, float] = (signal.SIGKILL, TIMEOUT)) -> tuple[int, float]:
+    """Carry out `python -m app LINE` in a folder; returns exit code and seconds.
 
     An attack is a signal to the process group, workers included, after so many seconds.
     """
     start = time.monotonic()
-    if (pid := os.fork()) == 0:
-        os.setpgid(0, 0)
-        os.chdir(folder)
-        with Path("output.txt").open("a", encoding="utf-8") as file:
-            os.dup2(file.fileno(), 1)
-            os.dup2(file.fileno(), 2)
-        os._exit(exit_code(line))
-    with suppress(OSError):  # the child may have done it, or have ended
-        os.setpgid(pid, pid)
-    deadline = start + (attack[1] if attack else TIMEOUT)
-    while not (ended := os.waitpid(pid, os.WNOHANG))[0] and time.monotonic() < deadline:
-        time.sleep(0.002)
-    if not ended[0]:
-        with suppress(ProcessLookupError):
-            os.killpg(pid, attack[0] if attack else signal.SIGKILL)
-        ended = os.waitpid(pid, 0)
-    return os.waitstatus_to_exitcode(ended[1]), time.monotonic() - start
+    number, seconds = attack
+    code = end(begin(line, folder), seconds, number)
+    return code, time.monotonic() - start
 
 
 def until_next_second() -> None:
     """Wait: TensorBoard reads event files in the order of the seconds that they were begun in."""
     time.sleep(1 - time.time() % 1)
-
-
-def exit_code(line: str) -> int:
-    """Of the command, as the interpreter would give it."""
-    try:
-        return main(line.split())
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    except BaseException:
-        import traceback
-
-        traceback.print_exc()
-        return 1
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
 
 
 def carry_out(case: Case, folder: Path) -> list[str]:

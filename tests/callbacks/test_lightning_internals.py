@@ -1,10 +1,12 @@
 """Lightning still has the private names that we use, and still means the same by them."""
 
 import ast
+import signal
 from pathlib import Path
 
 import lightning as L
 import pytest
+from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.demos.boring_classes import BoringModel, RandomDataset
 from lightning.pytorch.strategies import ModelParallelStrategy
@@ -15,9 +17,11 @@ from callbacks import lightning_internals
 from callbacks.lightning_internals import (
     ProgressBar,
     completes_step,
+    leave_signals_alone,
     use_our_loops,
     use_run_folder,
     validation_is_due,
+    watch_launched_by,
 )
 
 
@@ -97,7 +101,7 @@ class OurLoops(L.Callback):
     """Does what Checkpoints does."""
 
     def setup(self, trainer, pl_module, stage):
-        use_our_loops(trainer)
+        use_our_loops(trainer, lambda: None)
 
 
 @pytest.mark.parametrize(
@@ -110,6 +114,40 @@ class OurLoops(L.Callback):
 )
 def test_our_loops_validate_between_steps_only(options, story):
     assert tell(options, OurLoops()) == story
+
+
+def test_what_belongs_to_a_batch_is_logged_before_we_look_at_it():
+    class Look(L.Callback):
+        def setup(self, trainer, pl_module, stage):
+            use_our_loops(trainer, lambda: seen.append(trainer.logged_metrics.get("batch")))
+
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            self.log("batch", float(batch_idx))
+
+    seen: list[float] = []
+    tell({"log_every_n_steps": 1}, Look())
+    assert seen == [0, 1, 2, 3, 4, 5], "Lightning logs a batch's metrics later than in _TrainingEpochLoop.advance"
+
+
+def test_signals_are_left_to_us():
+    class Look(L.Callback):
+        def setup(self, trainer, pl_module, stage):
+            leave_signals_alone(trainer)
+
+        def on_train_start(self, trainer, pl_module):
+            self.handler = signal.getsignal(signal.SIGTERM)
+
+    tell({}, look := Look())
+    assert look.handler is signal.getsignal(signal.SIGTERM), "Lightning no longer asks _signal_connector"
+
+
+def test_launched_processes_are_watched_by_us(monkeypatch):
+    monkeypatch.setattr(subprocess_script, "_launch_process_observer", subprocess_script._launch_process_observer)
+    watched = []
+    watch_launched_by(watched.append)
+    launcher = subprocess_script._SubprocessScriptLauncher(LightningEnvironment(), num_processes=1, num_nodes=1)
+    launcher.launch(lambda: None)
+    assert watched == [launcher.procs], "Lightning no longer calls _launch_process_observer"
 
 
 def test_our_loops_begin_and_end_where_nothing_is_left():

@@ -2,6 +2,7 @@
 
 import shutil
 import signal
+import time
 from pathlib import Path
 
 import lightning as L
@@ -46,3 +47,25 @@ class Poison(L.Callback):
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         if trainer.global_step == self.step:
             pl_module.head.weight.data[0, 0] = float("nan")
+
+
+class Hang(L.Callback):
+    """Waits for signals at a moment, for ever, where any of them may be answered."""
+
+    def __init__(self, moment: str = "on_train_batch_start") -> None:
+        self.moment = moment
+
+    def _hang(self, moment):
+        if moment == self.moment:
+            print("hangs", flush=True)
+            while True:
+                time.sleep(0.01)
+
+    def setup(self, trainer, pl_module, stage):
+        self._hang("setup")
+
+    def on_fit_start(self, trainer, pl_module):
+        self._hang("on_fit_start")
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self._hang("on_train_batch_start")
