@@ -6,6 +6,7 @@ makes. To compare them costs about as much as reading the file, 0.06 s for 100 M
 
 from __future__ import annotations
 
+import inspect
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ COUNTERS = {"model", "seed", "optim", "tokens_seen", "flops_spent"}
 
 
 def read_checkpoint(path: Path, option: str = "--ckpt_path") -> dict[str, Any]:
-    """Load a checkpoint's tensors and plain values; ValueError if it is missing, damaged, or not one of ours."""
+    """Load a checkpoint's tensors and plain values; ValueError if it is missing, damaged, old, or not one of ours."""
     source = f"{option} {path}"
     if not path.is_file():
         raise ValueError(f"{source}: there is no such file")
@@ -41,6 +42,7 @@ def read_checkpoint(path: Path, option: str = "--ckpt_path") -> dict[str, Any]:
     for name, weight in checkpoint["state_dict"].items():
         if not is_finite(weight):
             raise ValueError(f"{source} has weights that are not finite in {name}; {ANOTHER}")
+    check_options(checkpoint, source)
     return checkpoint
 
 
@@ -70,6 +72,18 @@ def vocabulary(checkpoint: dict[str, Any]) -> str | None:
     """Characters that the model's tokens stand for, in order; None if it was not trained on text."""
     states = (value for value in checkpoint.values() if isinstance(value, dict))
     return next((state["vocabulary"] for state in states if "vocabulary" in state), None)
+
+
+def check_options(checkpoint: dict[str, Any], source: str) -> None:
+    """Raise ValueError naming the options with which a model of ours was saved and which it has no more."""
+    model = getattr(models, model_name(checkpoint), None)
+    known = inspect.signature(model).parameters if model else {}
+    gone = [f"--model.{name}" for name in hyper_parameters(checkpoint) if model and name not in known]
+    if gone:
+        raise ValueError(
+            f"{source} is of an older version, whose {model_name(checkpoint)} had {', '.join(gone)}; use that version, "
+            "or train again"
+        )
 
 
 def load_model(checkpoint: dict[str, Any], source: str) -> LanguageModel:
