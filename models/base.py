@@ -36,6 +36,7 @@ from models.optim import Optim, build_optimizer, grad_norm, lr_scale, reapply
 Batch = tuple[Tensor, Tensor]
 TRAINING_FLOPS = 3  # forward and backward, in forwards: the backward pass has two products for each of the forward's
 SHARDING = (FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy)
+HEAD_STD = 0.02  # of a head's weights at the start, as GPT-2's
 CHECKPOINT_KEY = "greenhouse"  # our own entry in a checkpoint
 
 
@@ -77,7 +78,7 @@ class LanguageModel(L.LightningModule):
         self.dropout, self.compile_layers = dropout, compile
         self.embed = nn.Embedding(vocab_size, d_model)
         self.layers = nn.ModuleList(layers)
-        self.head = nn.Linear(d_model, vocab_size, bias=False)
+        self.head: nn.Module = nn.Linear(d_model, vocab_size, bias=False)
         self.init_weights()
         if tie_embeddings:
             self.embed.weight = self.head.weight  # its small scale suits both: embeddings are normalised before use
@@ -95,7 +96,7 @@ class LanguageModel(L.LightningModule):
     def init_weights(self) -> None:
         """Embedding N(0, 1), as its rows are normalised before use; head N(0, 0.02); each layer initialises itself."""
         nn.init.normal_(self.embed.weight)
-        nn.init.normal_(self.head.weight, std=0.02)  # as GPT-2's
+        nn.init.normal_(cast(Tensor, self.head.weight), std=HEAD_STD)
 
     def depth(self) -> list[Layer]:
         """The layers in the order of their application; one that is shared comes repeatedly."""
@@ -172,11 +173,11 @@ class LanguageModel(L.LightningModule):
     def flops_per_token(self, seq_len: int) -> int:
         """FLOPs of a token's forward pass in a sequence of `seq_len`: 2 a multiply-add of every matrix product.
 
-        Elementwise work is not counted; attention is counted with all T^2 pairs, as is usual, although a causal kernel
-        may skip half. Training costs `TRAINING_FLOPS` times as much.
+        Elementwise work is not counted, but for the local mixing; attention is counted with all T^2 pairs, as is usual,
+        although a causal kernel may skip half. Training costs `TRAINING_FLOPS` times as much.
         """
         layers = sum(layer.flops_per_token(seq_len) for layer in self.depth())
-        return layers + 2 * self.d_model * self.vocab_size
+        return layers + 2 * sum(weight.numel() for weight in self.head.parameters())
 
     def state_bytes(self, seq_len: int) -> int:
         """Bytes of one sequence's streaming state after `seq_len` tokens."""

@@ -1,4 +1,4 @@
-"""What several models share: the mixer contract, norms, rotary attention and its key-value cache, token shift.
+"""What several models share: the mixer contract, norms, causal attention and its key-value cache.
 
 Each is a pure function beside the streaming form that must equal it. Rotary embedding rotates the pair (x_i, x_{i+d/2})
 of position t by t * base^(-2i/d) (Su et al., arXiv 2104.09864, in the half-split layout), computed for just the
@@ -9,12 +9,13 @@ Shapes: B batch, T time, D width, H heads, K width of a head.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol, get_args
+from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+Positions = Literal["rotary", "none"]
 MIN_CACHE = 16  # positions a fresh cache has room for; it doubles from there
 ROPE_BASE = 10_000.0  # the slowest pair turns once in about 2 pi times as many positions
 # Of the scores of normalised queries and keys, over the usual 1 / sqrt(K). A score is then at most 2.9 sqrt(K), which
@@ -71,15 +72,16 @@ def rotary(x_BHTK: Tensor, start: int = 0, base: float = ROPE_BASE) -> Tensor:
     return torch.cat((left * cos - right * sin, right * cos + left * sin), dim=-1)
 
 
-def place(x_BHTK: Tensor, start: int, base: float) -> Tensor:
-    """Queries or keys of unit root mean square (QK-norm, arXiv 2010.04245), rotated by their positions."""
-    return rotary(rms_norm(x_BHTK), start, base)
+def place(x_BHTK: Tensor, start: int, base: float | None) -> Tensor:
+    """Queries or keys of unit root mean square (QK-norm, arXiv 2010.04245), rotated by positions if there is a base."""
+    x_BHTK = rms_norm(x_BHTK)
+    return x_BHTK if base is None else rotary(x_BHTK, start, base)
 
 
-def rotary_attention(
-    q_BTD: Tensor, k_BTD: Tensor, v_BTD: Tensor, num_heads: int, rope_base: float = ROPE_BASE
+def causal_attention(
+    q_BTD: Tensor, k_BTD: Tensor, v_BTD: Tensor, num_heads: int, rope_base: float | None = ROPE_BASE
 ) -> Tensor:
-    """Causal softmax attention with QK-norm and rotary positions: three (B, T, D) -> (B, T, D)."""
+    """Softmax attention with QK-norm and rotary positions, or none (base None): three (B, T, D) -> (B, T, D)."""
     q, k, v = (split_heads(x, num_heads) for x in (q_BTD, k_BTD, v_BTD))
     scale = QK_GAIN * q.size(-1) ** -0.5
     y_BHTK = F.scaled_dot_product_attention(
@@ -88,13 +90,17 @@ def rotary_attention(
     return y_BHTK.transpose(1, 2).flatten(2)
 
 
-def rotary_attention_reference(q_BTD: Tensor, k_BTD: Tensor, v_BTD: Tensor, num_heads: int) -> Tensor:
+def causal_attention_reference(
+    q_BTD: Tensor, k_BTD: Tensor, v_BTD: Tensor, num_heads: int, rope_base: float | None = ROPE_BASE
+) -> Tensor:
     """The same, one query at a time, with rotations written as complex products."""
     width = q_BTD.size(-1) // num_heads
-    frequency = 10_000.0 ** -(torch.arange(width // 2, dtype=torch.float64) / (width // 2))
 
     def rotate(x: Tensor, t: int) -> Tensor:
         x = x / x.square().mean(-1, keepdim=True).sqrt()
+        if rope_base is None:
+            return x.double()
+        frequency = rope_base ** -(torch.arange(width // 2, dtype=torch.float64) / (width // 2))
         turned = torch.complex(*x.double().split(width // 2, -1)) * torch.polar(torch.ones(()).double(), t * frequency)
         return torch.cat((turned.real, turned.imag), -1)
 
@@ -108,7 +114,7 @@ def rotary_attention_reference(q_BTD: Tensor, k_BTD: Tensor, v_BTD: Tensor, num_
 
 
 class KVCache(NamedTuple):
-    """Keys (already rotated) and values seen so far; room doubles when it is used up.
+    """Keys (already placed) and values seen so far; room doubles when it is used up.
 
     keys, values: (B, H, capacity, K), of which the first `length` positions are filled.
     """
@@ -140,10 +146,10 @@ class KVCache(NamedTuple):
         return 2 * capacity * width * itemsize
 
 
-def rotary_attention_step(
-    q_BD: Tensor, k_BD: Tensor, v_BD: Tensor, cache: KVCache, rope_base: float = ROPE_BASE
+def causal_attention_step(
+    q_BD: Tensor, k_BD: Tensor, v_BD: Tensor, cache: KVCache, rope_base: float | None = ROPE_BASE
 ) -> tuple[Tensor, KVCache]:
-    """One position of `rotary_attention`: three (B, D) and the cache -> (B, D) and the longer cache."""
+    """One position of `causal_attention`: three (B, D) and the cache -> (B, D) and the longer cache."""
     num_heads = cache.keys.size(1)
     q, k, v = (x.unflatten(-1, (num_heads, 1, -1)) for x in (q_BD, k_BD, v_BD))
     longer = cache.append(place(k, cache.length, rope_base).squeeze(2), v.squeeze(2))
@@ -151,23 +157,6 @@ def rotary_attention_step(
     scale = QK_GAIN * q.size(-1) ** -0.5
     y_BH1K = F.scaled_dot_product_attention(place(q, cache.length, rope_base), keys, values, scale=scale)
     return y_BH1K.flatten(1), longer
-
-
-def causal_shift(x_BTD: Tensor, steps: int = 1) -> Tensor:
-    """Delay (B, T, D) by `steps` positions, zeros first."""
-    return F.pad(x_BTD, (0, 0, steps, 0))[:, : x_BTD.size(1)]
-
-
-class TokenShift(nn.Module):
-    """Two taps over time: x_t + mix * x_{t-1}, mix a learned vector, zero at the start."""
-
-    def __init__(self, d_model: int) -> None:
-        super().__init__()
-        self.mix = nn.Parameter(torch.zeros(d_model))
-
-    def forward(self, x: Tensor, previous: Tensor) -> Tensor:
-        """Two (..., D) -> (..., D)."""
-        return x + self.mix * previous
 
 
 def init_input(weight: Tensor) -> None:
@@ -181,12 +170,30 @@ def init_output(weight: Tensor, num_outputs: int) -> None:
 
 
 def check_heads(d_model: int, num_heads: int) -> None:
-    """Raise ValueError unless `num_heads` divides `d_model` into even widths, as rotary positions need."""
-    if num_heads < 1 or d_model % num_heads or (d_model // num_heads) % 2:
+    """Raise ValueError unless `num_heads` divides `d_model`."""
+    if num_heads < 1 or d_model % num_heads:
         raise ValueError(
-            f"--model.d_model {d_model} does not split into --model.num_heads {num_heads} heads of even width; "
-            f"choose d_model a multiple of {2 * max(num_heads, 1)} or another num_heads"
+            f"--model.d_model {d_model} does not split into --model.num_heads {num_heads} heads; choose d_model a "
+            f"multiple of {max(num_heads, 1)} or another num_heads"
         )
+
+
+def rotation_base(positions: Positions, rope_base: float, d_model: int, num_heads: int = 1) -> float | None:
+    """The base by which heads of D / H features are rotated, None for no positions; ValueError if options clash."""
+    check_choice("--model.positions", positions, Positions)
+    check_positive(rope_base=rope_base)
+    if positions == "rotary" and d_model // num_heads % 2:
+        heads = f" with --model.num_heads {num_heads}" if num_heads > 1 else ""
+        raise ValueError(
+            f"--model.d_model {d_model}{heads} must be a multiple of {2 * num_heads}, as --model.positions rotary "
+            "turns pairs of features; choose another or --model.positions none"
+        )
+    if positions == "none" and rope_base != ROPE_BASE:
+        raise ValueError(
+            f"--model.rope_base {rope_base:g} has no use with --model.positions none, which rotates nothing; leave it "
+            f"at {ROPE_BASE:g} or choose --model.positions rotary"
+        )
+    return rope_base if positions == "rotary" else None
 
 
 def check_positive(**options: int | float) -> None:

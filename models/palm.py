@@ -1,6 +1,6 @@
 """Palm: attention on detail, a gated running sum in the place of attention, in layers that are applied repeatedly.
 
-Queries, keys and values are normalised and rotated as attention's are, but every channel attends alone: y_t = ReLU(q_t)
+Queries and keys are normalised and placed as attention's are, but every channel attends alone: y_t = ReLU(q_t)
 * sum_{s<=t} sigmoid(k_s) * v_s, or the form of AFT-simple (Zhai et al., arXiv 2105.14103, equation 3, causal), y_t =
 sigmoid(q_t) * sum_{s<=t} exp(k_s) v_s / sum_{s<=t} exp(k_s); a single-layer SwiGLU reads y. The mixer and a SwiGLU
 network (Shazeer, arXiv 2002.05202) are parallel branches of a block, as in PaLM (arXiv 2204.02311, section 2), and
@@ -18,12 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.base import LanguageModel
+from models.base import HEAD_STD, LanguageModel
 from models.layers import (
     ROPE_BASE,
     Layer,
-    TokenShift,
-    causal_shift,
+    Positions,
     check_choice,
     check_heads,
     check_positive,
@@ -31,8 +30,10 @@ from models.layers import (
     init_output,
     place,
     rms_norm,
+    rotation_base,
     split_heads,
 )
+from models.local_mixing import LocalMixing, LocalMixingKind
 from models.scan import accumulation_dtype, cumulative_sum
 
 Mixing = Literal["detail", "aft"]
@@ -94,16 +95,31 @@ class FactorisedEmbedding(nn.Embedding):
         return F.linear(super().forward(tokens), self.up)
 
 
+class FactorisedHead(nn.Module):
+    """(..., D) -> logits (..., V) by the factors of an embedding, with which it shares them.
+
+    The table is drawn again from N(0, 0.02), as an untied head is: embeddings are normalised before use.
+    """
+
+    def __init__(self, embed: FactorisedEmbedding) -> None:
+        super().__init__()
+        self.weight, self.up = embed.weight, embed.up
+        nn.init.normal_(self.weight, std=HEAD_STD)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., V)."""
+        return F.linear(x @ self.up, self.weight)
+
+
 class RunningSums(NamedTuple):
     """What a block remembers: sums over the positions so far, in float32 at least, and their number.
 
-    values: (B, D). weights: (B, D), or (B, 0) where the mixing needs none. previous: the previous normalised input
-    (B, D), or (B, 0) without token shift.
+    values: (B, D). weights: (B, D), or (B, 0) where the mixing needs none. recent: the local mixing's state.
     """
 
     values: Tensor
     weights: Tensor
-    previous: Tensor
+    recent: Tensor
     length: int
 
 
@@ -112,12 +128,12 @@ class Block(nn.Module):
 
     Args:
         d_model: Width.
-        num_heads: Heads, within each of which queries and keys are normalised and rotated.
+        num_heads: Heads, within each of which queries and keys are normalised and placed.
         rank: Rank of the factorised queries, keys and values; None for full matrices.
         ffn_width: Hidden width of the SwiGLU network.
         mixing: Attention on detail, or AFT-simple.
-        rope_base: Base of the rotary positions' frequencies.
-        token_shift: Let queries, keys and values see the previous position too.
+        rope_base: Base of the rotary positions' frequencies; None for no positions.
+        local_mixing: How queries, keys and values see positions just before.
         num_outputs: Blocks applied in the model, whose outputs add up.
     """
 
@@ -128,15 +144,15 @@ class Block(nn.Module):
         rank: int | None,
         ffn_width: int,
         mixing: Mixing,
-        rope_base: float,
-        token_shift: bool,
+        rope_base: float | None,
+        local_mixing: LocalMixingKind,
         num_outputs: int,
     ) -> None:
         super().__init__()
         self.d_model, self.num_heads, self.rope_base, self.num_outputs = d_model, num_heads, rope_base, num_outputs
         self.mixing = mixing
         self.bound = float((d_model // num_heads) ** 0.5)  # of a key of unit root mean square, rotated
-        self.shift = TokenShift(d_model) if token_shift else None
+        self.local_mixing = LocalMixing(3 * d_model, local_mixing)
         self.query, self.key, self.value = (FactorisedLinear(d_model, rank) for _ in range(3))
         self.mix_gate = nn.Linear(d_model, d_model, bias=False)
         self.mix_out = nn.Linear(d_model, d_model, bias=False)
@@ -152,8 +168,12 @@ class Block(nn.Module):
         for linear in (self.mix_out, self.down):
             init_output(linear.weight, self.num_outputs)
 
+    def projections(self, normed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of the normed (..., D)."""
+        return self.query(normed), self.key(normed), self.value(normed)
+
     def place(self, x_BTD: Tensor, start: int) -> Tensor:
-        """Queries or keys (B, T, D), head by head of unit root mean square and rotated by their positions."""
+        """Queries or keys (B, T, D), head by head of unit root mean square, with rotary positions if there are any."""
         return place(split_heads(x_BTD, self.num_heads), start, self.rope_base).transpose(1, 2).flatten(2)
 
     def add_branches(self, x: Tensor, normed: Tensor, mixed: Tensor) -> Tensor:
@@ -166,9 +186,8 @@ class Block(nn.Module):
     def forward(self, x_BTD: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
         normed = rms_norm(x_BTD)
-        seen = normed if self.shift is None else self.shift(normed, causal_shift(normed))
-        q, k = self.place(self.query(seen), 0), self.place(self.key(seen), 0)
-        v = self.value(seen)
+        q, k, v = self.local_mixing.each(*self.projections(normed))
+        q, k = self.place(q, 0), self.place(k, 0)
         mixed = attention_on_detail(q, k, v) if self.mixing == "detail" else attention_free(q, k, v, self.bound)
         return self.add_branches(x_BTD, normed, mixed)
 
@@ -176,18 +195,15 @@ class Block(nn.Module):
         """Sums over no positions."""
         dtype = accumulation_dtype(self.mix_out.weight.dtype)
         values = self.mix_out.weight.new_zeros(batch_size, self.d_model, dtype=dtype)
-        previous = self.mix_out.weight.new_zeros(batch_size, self.d_model if self.shift is not None else 0)
-        return RunningSums(values, values if self.mixing == "aft" else values[:, :0], previous, 0)
+        recent = self.local_mixing.init_state(batch_size)
+        return RunningSums(values, values if self.mixing == "aft" else values[:, :0], recent, 0)
 
     def step(self, x_BD: Tensor, state: RunningSums) -> tuple[Tensor, RunningSums]:
         """One position (B, D) of `forward`."""
-        normed, previous = rms_norm(x_BD), state.previous
-        seen = normed
-        if self.shift is not None:
-            seen, previous = self.shift(normed, previous), normed
-        qk_2BD = torch.cat((self.query(seen), self.key(seen)))
-        q, k = self.place(qk_2BD.unsqueeze(1), state.length).squeeze(1).chunk(2)
-        v, weights = self.value(seen), state.weights
+        normed, weights = rms_norm(x_BD), state.weights
+        qkv, recent = self.local_mixing.step(torch.cat(self.projections(normed), -1), state.recent)
+        q, k, v = qkv.chunk(3, -1)
+        q, k = self.place(torch.stack((q, k)).flatten(0, 1).unsqueeze(1), state.length).squeeze(1).chunk(2)
         if self.mixing == "detail":
             values = state.values + (k.sigmoid() * v)
             mixed = F.relu(q) * values
@@ -195,17 +211,17 @@ class Block(nn.Module):
             weight = k.to(accumulation_dtype(k.dtype)).sub(self.bound).exp()
             values, weights = state.values + weight * v, weights + weight
             mixed = q.sigmoid() * values / weights
-        return self.add_branches(x_BD, normed, mixed), RunningSums(values, weights, previous, state.length + 1)
+        return self.add_branches(x_BD, normed, mixed), RunningSums(values, weights, recent, state.length + 1)
 
     def flops_per_token(self, seq_len: int) -> int:
-        """The matrices, all of them linear maps."""
-        return 2 * sum(parameter.numel() for parameter in self.parameters() if parameter.ndim == 2)
+        """The matrices, all of them linear maps, and the local mixing."""
+        weights = sum(parameter.numel() for parameter in self.parameters() if parameter.ndim == 2)
+        return 2 * weights + self.local_mixing.flops_per_token()
 
     def state_bytes(self, seq_len: int) -> int:
-        """One sum, or two, in float32 at least; one input where there is a token shift."""
+        """One sum, or two, in float32 at least, and the local mixing's."""
         itemsize = accumulation_dtype(self.mix_out.weight.dtype).itemsize
-        shift = self.mix_out.weight.element_size() if self.shift is not None else 0
-        return self.d_model * ((2 if self.mixing == "aft" else 1) * itemsize + shift)
+        return self.d_model * (2 if self.mixing == "aft" else 1) * itemsize + self.local_mixing.state_bytes()
 
 
 class Palm(LanguageModel):
@@ -221,9 +237,11 @@ class Palm(LanguageModel):
         rank: Rank of the factorised queries, keys and values; null for full matrices.
         embedding_rank: Rank of the factorised embedding; null for a full table.
         mixing: Attention on detail, ReLU(q) sum sigmoid(k) v, or AFT-simple, sigmoid(q) sum exp(k) v / sum exp(k).
+        positions: Rotate queries and keys by their positions, or leave order to the local mixing.
         rope_base: Base of the rotary positions' frequencies.
-        token_shift: Let queries, keys and values see each position's predecessor too (two taps).
+        local_mixing: Let queries, keys and values see the previous position (shift, two taps) or the last four (conv).
         ffn_ratio: Hidden width of the SwiGLU network, in widths.
+        tie_embeddings: Use the embedding's matrix as the head, of a factorised embedding both factors.
         dropout: Probability of dropping embedded features in training.
         compile: Compile each block with torch.compile.
     """
@@ -242,35 +260,31 @@ class Palm(LanguageModel):
         rank: int | None = 32,
         embedding_rank: int | None = 32,
         mixing: Mixing = "detail",
+        positions: Positions = "rotary",
         rope_base: float = ROPE_BASE,
-        token_shift: bool = False,
+        local_mixing: LocalMixingKind = "none",
         ffn_ratio: int = 2,
+        tie_embeddings: bool = False,
         dropout: float = 0.0,
         compile: bool = False,
     ) -> None:
-        check_positive(num_recursions=num_recursions, ffn_ratio=ffn_ratio, rope_base=rope_base)
+        check_positive(num_recursions=num_recursions, ffn_ratio=ffn_ratio)
         ranks = {"rank": rank, "embedding_rank": embedding_rank}
         check_positive(**{name: value for name, value in ranks.items() if value is not None})
         check_choice("--model.mixing", mixing, Mixing)
         check_choice("--model.recursion", recursion, Recursion)
         check_heads(d_model, num_heads)
+        base, width = rotation_base(positions, rope_base, d_model, num_heads), ffn_ratio * d_model
+        num_outputs = num_layers * num_recursions
         blocks = [
-            Block(
-                d_model,
-                num_heads,
-                rank,
-                ffn_ratio * d_model,
-                mixing,
-                rope_base,
-                token_shift,
-                num_layers * num_recursions,
-            )
-            for _ in range(num_layers)
+            Block(d_model, num_heads, rank, width, mixing, base, local_mixing, num_outputs) for _ in range(num_layers)
         ]
-        super().__init__(vocab_size, d_model, blocks, tie_embeddings=False, dropout=dropout, compile=compile)
+        super().__init__(vocab_size, d_model, blocks, tie_embeddings, dropout, compile)
         self.num_recursions, self.recursion, self.embedding_rank = num_recursions, recursion, embedding_rank
         if embedding_rank is not None:
             self.embed = FactorisedEmbedding(vocab_size, d_model, embedding_rank)
+            if tie_embeddings:
+                self.head = FactorisedHead(self.embed)
         self.save_hyperparameters(logger=False)
 
     def depth(self) -> list[Layer]:

@@ -3,7 +3,8 @@
 Token t writes the mark m_t = W_m x_t through the gate g_t = sigmoid(W_g x_t), and reads the card Σ_{s<t} g_s * m_s:
 the sum of strictly earlier writes, computed by chunks. Each head's slice of the card, layer-normalised, beside its
 slice of x_t goes through the head's own two-layer GELU network, and an output projection that starts at zero adds the
-answers to the input. The streaming state is the card, whatever the length; O(T D (D + F)) a layer, no maximum length.
+answers to the input. Each x_t may be mixed over a few positions before it is read. The streaming state is the card,
+whatever the length; O(T D (D + F)) a layer, no maximum length.
 
 Shapes: B batch, T time, D width, H heads, K = D / H width of a head, F hidden width of a head's network, N chunks, C
 positions of a chunk, M = B T.
@@ -20,14 +21,16 @@ from torch import Tensor, nn
 from models.base import LanguageModel
 from models.layers import (
     ROPE_BASE,
-    TokenShift,
-    causal_shift,
+    Positions,
+    check_heads,
     check_positive,
     init_input,
     layer_norm,
     rms_norm,
     rotary,
+    rotation_base,
 )
+from models.local_mixing import LocalMixing, LocalMixingKind
 from models.scan import CHUNK_SIZE, accumulation_dtype, cumulative_sum, split_chunks
 
 
@@ -35,13 +38,12 @@ class CardState(NamedTuple):
     """What a layer remembers of one place in the text.
 
     card: sums of writes (B, D), in float32 at least; with carry_norm those of earlier chunks alone. local: with
-    carry_norm the sums of this chunk, else (B, 0). previous: with token shift the previous normalised input, else (B,
-    0). place: position in the chunk.
+    carry_norm the sums of this chunk, else (B, 0). recent: the local mixing's state. place: position in the chunk.
     """
 
     card: Tensor
     local: Tensor
-    previous: Tensor
+    recent: Tensor
     place: int
 
 
@@ -49,6 +51,11 @@ def head_norm(x: Tensor, num_heads: int) -> Tensor:
     """Layer norm of each head's slice of (..., D)."""
     normed: Tensor = layer_norm(x.unflatten(-1, (num_heads, -1))).flatten(-2)
     return normed
+
+
+def causal_shift(x_BTD: Tensor) -> Tensor:
+    """Delay (B, T, D) by one position, zeros first."""
+    return F.pad(x_BTD, (0, 0, 1, 0))[:, : x_BTD.size(1)]
 
 
 def earlier_sum(writes_BTD: Tensor, chunk_size: int) -> Tensor:
@@ -116,7 +123,7 @@ class PassTheCard(nn.Module):
         chunk_size: Positions of a chunk.
         carry_norm: Layer-normalise the sum of all earlier chunks before the rest is added, so that the chunk size
             matters: it says how far back marks have a card to themselves.
-        token_shift: Let marks, gates and the heads' networks see the previous position too.
+        local_mixing: How marks, gates and the heads' networks see positions just before.
     """
 
     def __init__(
@@ -126,10 +133,10 @@ class PassTheCard(nn.Module):
         head_hidden: int,
         chunk_size: int = CHUNK_SIZE,
         carry_norm: bool = False,
-        token_shift: bool = False,
+        local_mixing: LocalMixingKind = "none",
     ) -> None:
         super().__init__()
-        self.shift = TokenShift(d_model) if token_shift else None
+        self.local_mixing = LocalMixing(d_model, local_mixing)
         self.d_model, self.num_heads = d_model, num_heads
         self.chunk_size, self.carry_norm = chunk_size, carry_norm
         self.write = nn.Linear(d_model, 2 * d_model, bias=False)
@@ -161,48 +168,43 @@ class PassTheCard(nn.Module):
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
-        normed = rms_norm(x_BTD)
-        if self.shift is not None:
-            normed = self.shift(normed, causal_shift(normed))
-        writes = self.writes(normed)
+        own = self.local_mixing(rms_norm(x_BTD))
+        writes = self.writes(own)
         if self.carry_norm:
             card = earlier_sum_carry_normed(writes, self.chunk_size, self.num_heads)
         else:
             card = earlier_sum(writes, self.chunk_size)
-        return x_BTD + self.answers(card, normed)
+        return x_BTD + self.answers(card, own)
 
     def init_state(self, batch_size: int) -> CardState:
         """An empty card."""
         dtype = accumulation_dtype(self.out.weight.dtype)
         card_BD = self.out.weight.new_zeros(batch_size, self.d_model, dtype=dtype)
         local = card_BD if self.carry_norm else card_BD[:, :0]
-        previous = self.out.weight.new_zeros(batch_size, self.d_model if self.shift is not None else 0)
-        return CardState(card_BD, local, previous, 0)
+        return CardState(card_BD, local, self.local_mixing.init_state(batch_size), 0)
 
     def step(self, x_BD: Tensor, state: CardState) -> tuple[Tensor, CardState]:
         """One position (B, D) of `forward`."""
-        card_BD, local_BD, previous_BD, place = state
-        normed = rms_norm(x_BD)
-        if self.shift is not None:
-            normed, previous_BD = self.shift(normed, previous_BD), normed
-        writes = self.writes(normed)
+        card_BD, local_BD, recent, place = state
+        own, recent = self.local_mixing.step(rms_norm(x_BD), recent)
+        writes = self.writes(own)
         if not self.carry_norm:
-            y_BD = x_BD + self.answers(card_BD, normed)
-            return y_BD, CardState(card_BD + writes, local_BD, previous_BD, place + 1)
+            y_BD = x_BD + self.answers(card_BD, own)
+            return y_BD, CardState(card_BD + writes, local_BD, recent, place + 1)
         if place == self.chunk_size:
             card_BD, local_BD, place = card_BD + local_BD, torch.zeros_like(local_BD), 0
-        y_BD = x_BD + self.answers(head_norm(card_BD, self.num_heads) + local_BD, normed)
-        return y_BD, CardState(card_BD, local_BD + writes, previous_BD, place + 1)
+        y_BD = x_BD + self.answers(head_norm(card_BD, self.num_heads) + local_BD, own)
+        return y_BD, CardState(card_BD, local_BD + writes, recent, place + 1)
 
     def flops_per_token(self, seq_len: int) -> int:
-        """Each matrix once; sums are elementwise."""
-        return 2 * sum(weight.numel() for weight in self.parameters() if weight.ndim == 2)
+        """Each matrix once, and the local mixing; sums are elementwise."""
+        weights = sum(weight.numel() for weight in self.parameters() if weight.ndim == 2)
+        return 2 * weights + self.local_mixing.flops_per_token()
 
     def state_bytes(self, seq_len: int) -> int:
-        """One card of all heads, or two, and one input where there is a token shift."""
+        """One card of all heads, or two, and the local mixing's."""
         itemsize = accumulation_dtype(self.out.weight.dtype).itemsize
-        shift = self.out.weight.element_size() if self.shift is not None else 0
-        return self.d_model * ((2 if self.carry_norm else 1) * itemsize + shift)
+        return self.d_model * (2 if self.carry_norm else 1) * itemsize + self.local_mixing.state_bytes()
 
 
 def pass_the_card_reference(layer: PassTheCard, x_BTD: Tensor) -> Tensor:
@@ -234,7 +236,7 @@ def pass_the_card_reference(layer: PassTheCard, x_BTD: Tensor) -> Tensor:
 
 
 class PotatoLM(LanguageModel):
-    """Rotated embeddings and layers that pass the card; no maximum length.
+    """Embeddings, rotated by their positions or not, and layers that pass the card; no maximum length.
 
     Args:
         vocab_size: Number of tokens; the data gives it.
@@ -244,7 +246,8 @@ class PotatoLM(LanguageModel):
         ffn_ratio: Hidden width of a head's network, in widths of a head.
         chunk_size: Positions that are summed one after the other; it changes the result with carry_norm only.
         carry_norm: Layer-normalise the sum of all earlier chunks before it is combined with the chunk's own.
-        token_shift: Let each layer see a position's predecessor too (two taps).
+        local_mixing: Let each layer see the previous position (shift, two taps) or the last four (conv).
+        positions: Rotate embeddings by their positions, or leave order to the local mixing.
         rope_base: Base of the rotary positions' frequencies; a small one tells near positions apart better.
         tie_embeddings: Use the embedding's matrix as the head.
         dropout: Probability of dropping embedded features in training.
@@ -263,28 +266,19 @@ class PotatoLM(LanguageModel):
         ffn_ratio: int = 8,
         chunk_size: int = CHUNK_SIZE,
         carry_norm: bool = False,
-        token_shift: bool = False,
+        local_mixing: LocalMixingKind = "none",
+        positions: Positions = "rotary",
         rope_base: float = ROPE_BASE,
         tie_embeddings: bool = False,
         dropout: float = 0.0,
         compile: bool = False,
     ) -> None:
-        check_positive(num_layers=num_layers, ffn_ratio=ffn_ratio, chunk_size=chunk_size, rope_base=rope_base)
-        check_widths(d_model, num_heads)
-        hidden = ffn_ratio * d_model // num_heads
-        layers = [
-            PassTheCard(d_model, num_heads, hidden, chunk_size, carry_norm, token_shift) for _ in range(num_layers)
+        check_positive(num_layers=num_layers, ffn_ratio=ffn_ratio, chunk_size=chunk_size)
+        check_heads(d_model, num_heads)
+        base, hidden = rotation_base(positions, rope_base, d_model), ffn_ratio * d_model // num_heads
+        layers: list[nn.Module] = [] if base is None else [RotaryPositions(base)]
+        layers += [
+            PassTheCard(d_model, num_heads, hidden, chunk_size, carry_norm, local_mixing) for _ in range(num_layers)
         ]
-        super().__init__(vocab_size, d_model, [RotaryPositions(rope_base), *layers], tie_embeddings, dropout, compile)
+        super().__init__(vocab_size, d_model, layers, tie_embeddings, dropout, compile)
         self.save_hyperparameters(logger=False)
-
-
-def check_widths(d_model: int, num_heads: int) -> None:
-    """Raise ValueError unless the model is of even width and splits into its heads."""
-    if d_model < 1 or d_model % 2:
-        raise ValueError(f"--model.d_model is {d_model}; rotary positions turn pairs of features, so it must be even")
-    if num_heads < 1 or d_model % num_heads:
-        raise ValueError(
-            f"--model.d_model {d_model} does not split into --model.num_heads {num_heads} heads; choose d_model a "
-            f"multiple of {max(num_heads, 1)} or another num_heads"
-        )

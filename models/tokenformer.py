@@ -2,7 +2,8 @@
 
 Pattention(X; K, V) = Theta(X K^T) V (arXiv 2410.23168, equations 3 and 4), where Theta normalises the scores over the n
 parameter tokens, scales them by tau and applies GeLU. Queries, keys, values, output and feed-forward network are
-Pattention layers; the norms have no parameters. O(n D) a token and layer, plus attention's O(T D).
+Pattention layers; the norms have no parameters. Beyond the paper, queries, keys and values may be mixed over a few
+positions, and positions be left out. O(n D) a token and layer, plus attention's O(T D).
 
 Shapes: B batch, T time, D width, n parameter tokens.
 """
@@ -22,14 +23,17 @@ from models.growth import GrowableModel, Init, TauPolicy, new_rows
 from models.layers import (
     ROPE_BASE,
     KVCache,
+    Positions,
+    causal_attention,
+    causal_attention_step,
     check_choice,
     check_heads,
     check_positive,
     layer_norm,
     rms_norm,
-    rotary_attention,
-    rotary_attention_step,
+    rotation_base,
 )
+from models.local_mixing import LocalMixing, LocalMixingKind
 from models.scan import accumulation_dtype
 
 Normalization = Literal["l2_norm_gelu", "gelu_l2_norm", "softmax", "gelu"]
@@ -165,6 +169,7 @@ class Pattention(nn.Module):
 
 Norm = Literal["rms", "layer"]
 NORMS = {"rms": rms_norm, "layer": layer_norm}
+BlockState = tuple[KVCache, Tensor]
 
 
 class Block(nn.Module):
@@ -176,7 +181,8 @@ class Block(nn.Module):
         num_param_tokens: Parameter tokens of each of the query, key, value and output projections.
         num_ffn_param_tokens: Parameter tokens of the feed-forward network.
         normalization: Theta of all of them.
-        rope_base: Base of the rotary positions' frequencies.
+        rope_base: Base of the rotary positions' frequencies; None for no positions.
+        local_mixing: How queries, keys and values see positions just before.
         norm: Norm, without parameters, of what each part reads.
     """
 
@@ -187,7 +193,8 @@ class Block(nn.Module):
         num_param_tokens: int,
         num_ffn_param_tokens: int,
         normalization: Normalization,
-        rope_base: float,
+        rope_base: float | None,
+        local_mixing: LocalMixingKind,
         norm: Norm,
     ) -> None:
         super().__init__()
@@ -198,37 +205,45 @@ class Block(nn.Module):
             Pattention(d_model, d_model, num_param_tokens, normalization) for _ in range(4)
         )
         self.ffn = Pattention(d_model, d_model, num_ffn_param_tokens, normalization)
+        self.local_mixing = LocalMixing(3 * d_model, local_mixing)
+
+    def projections(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of the normalised (..., D)."""
+        normed = self.norm(x)
+        return self.query(normed), self.key(normed), self.value(normed)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
-        normed = self.norm(x_BTD)
-        q, k, v = self.query(normed), self.key(normed), self.value(normed)
-        y_BTD = rotary_attention(q, k, v, self.num_heads, self.rope_base)
+        q, k, v = self.local_mixing.each(*self.projections(x_BTD))
+        y_BTD = causal_attention(q, k, v, self.num_heads, self.rope_base)
         x_BTD = x_BTD + self.out(y_BTD)
         z_BTD: Tensor = self.ffn(self.norm(x_BTD))
         return x_BTD + z_BTD
 
-    def init_state(self, batch_size: int) -> KVCache:
-        """An empty key-value cache."""
+    def init_state(self, batch_size: int) -> BlockState:
+        """An empty key-value cache, and the local mixing's."""
         like = self.out.key_param_tokens
-        return KVCache.empty(batch_size, self.num_heads, self.d_model // self.num_heads, like)
+        cache = KVCache.empty(batch_size, self.num_heads, self.d_model // self.num_heads, like)
+        return cache, self.local_mixing.init_state(batch_size)
 
-    def step(self, x_BD: Tensor, state: KVCache) -> tuple[Tensor, KVCache]:
+    def step(self, x_BD: Tensor, state: BlockState) -> tuple[Tensor, BlockState]:
         """One position (B, D) of `forward`."""
-        normed = self.norm(x_BD)
-        q, k, v = self.query(normed), self.key(normed), self.value(normed)
-        y_BD, state = rotary_attention_step(q, k, v, state, self.rope_base)
+        cache, recent = state
+        qkv, recent = self.local_mixing.step(torch.cat(self.projections(x_BD), -1), recent)
+        q, k, v = qkv.chunk(3, -1)
+        y_BD, cache = causal_attention_step(q, k, v, cache, self.rope_base)
         x_BD = x_BD + self.out(y_BD)
-        return x_BD + self.ffn(self.norm(x_BD)), state
+        return x_BD + self.ffn(self.norm(x_BD)), (cache, recent)
 
     def flops_per_token(self, seq_len: int) -> int:
-        """Five Pattentions, and two products over `seq_len` positions."""
-        layers = (self.query, self.key, self.value, self.out, self.ffn)
+        """Five Pattentions, the local mixing, and two products over `seq_len` positions."""
+        layers = (self.query, self.key, self.value, self.out, self.ffn, self.local_mixing)
         return sum(layer.flops_per_token() for layer in layers) + 4 * seq_len * self.d_model
 
     def state_bytes(self, seq_len: int) -> int:
-        """The cache."""
-        return KVCache.num_bytes(seq_len, self.d_model, self.out.key_param_tokens.element_size())
+        """The cache, and the local mixing's."""
+        cache = KVCache.num_bytes(seq_len, self.d_model, self.out.key_param_tokens.element_size())
+        return cache + self.local_mixing.state_bytes()
 
 
 class TokenFormer(GrowableModel):
@@ -239,7 +254,9 @@ class TokenFormer(GrowableModel):
         d_model: Width.
         num_layers: Blocks.
         num_heads: Heads of attention.
+        positions: Rotate queries and keys by their positions, or leave order to the local mixing.
         rope_base: Base of the rotary positions' frequencies; a small one tells near positions apart better.
+        local_mixing: Let queries, keys and values see the previous position (shift, two taps) or the last four (conv).
         num_param_tokens: Parameter tokens of each query, key, value and output projection.
         num_ffn_param_tokens: Parameter tokens of each feed-forward network.
         normalization: Theta; `softmax` cannot grow exactly, `gelu` alone makes dense networks of all projections.
@@ -258,7 +275,9 @@ class TokenFormer(GrowableModel):
         d_model: int = 128,
         num_layers: int = 1,
         num_heads: int = 8,
+        positions: Positions = "rotary",
         rope_base: float = ROPE_BASE,
+        local_mixing: LocalMixingKind = "none",
         num_param_tokens: int = 64,
         num_ffn_param_tokens: int = 512,
         normalization: Normalization = "l2_norm_gelu",
@@ -268,11 +287,10 @@ class TokenFormer(GrowableModel):
         compile: bool = False,
     ) -> None:
         check_heads(d_model, num_heads)
-        check_positive(
-            rope_base=rope_base, num_param_tokens=num_param_tokens, num_ffn_param_tokens=num_ffn_param_tokens
-        )
+        check_positive(num_param_tokens=num_param_tokens, num_ffn_param_tokens=num_ffn_param_tokens)
+        base = rotation_base(positions, rope_base, d_model, num_heads)
         blocks = [
-            Block(d_model, num_heads, num_param_tokens, num_ffn_param_tokens, normalization, rope_base, norm)
+            Block(d_model, num_heads, num_param_tokens, num_ffn_param_tokens, normalization, base, local_mixing, norm)
             for _ in range(num_layers)
         ]
         super().__init__(vocab_size, d_model, blocks, tie_embeddings, dropout, compile)

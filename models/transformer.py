@@ -2,8 +2,9 @@
 
 Pre-norm blocks x + Attention(norm x), x + FFN(norm x) (Vaswani et al., arXiv 1706.03762) with what has since proved
 itself at no cost: RMS norm without parameters, QK-norm, rotary positions (hence no maximum length), squared ReLU (arXiv
-2109.08668), no biases, output projections that start small. Attention is PyTorch's fused kernel. O(T^2 D + T D^2) a
-layer.
+2109.08668), no biases, output projections that start small. Queries, keys and values may be mixed over a few positions
+after their projections, as in Primer (the same paper), and positions be left out. Attention is PyTorch's fused kernel.
+O(T^2 D + T D^2) a layer.
 
 Shapes: B batch, T time, D width, H heads.
 """
@@ -17,16 +18,17 @@ from models.base import LanguageModel
 from models.layers import (
     ROPE_BASE,
     KVCache,
-    TokenShift,
-    causal_shift,
+    Positions,
+    causal_attention,
+    causal_attention_step,
     check_heads,
     check_positive,
     init_input,
     init_output,
     rms_norm,
-    rotary_attention,
-    rotary_attention_step,
+    rotation_base,
 )
+from models.local_mixing import LocalMixing, LocalMixingKind
 
 BlockState = tuple[KVCache, Tensor]
 
@@ -38,17 +40,23 @@ class Block(nn.Module):
         d_model: Width.
         num_heads: Heads of attention.
         ffn_width: Hidden width of the feed-forward network.
-        rope_base: Base of the rotary positions' frequencies.
-        token_shift: Let queries, keys and values see the previous position too.
+        rope_base: Base of the rotary positions' frequencies; None for no positions.
+        local_mixing: How queries, keys and values see positions just before.
         num_layers: Blocks in the model, whose outputs add up.
     """
 
     def __init__(
-        self, d_model: int, num_heads: int, ffn_width: int, rope_base: float, token_shift: bool, num_layers: int
+        self,
+        d_model: int,
+        num_heads: int,
+        ffn_width: int,
+        rope_base: float | None,
+        local_mixing: LocalMixingKind,
+        num_layers: int,
     ) -> None:
         super().__init__()
         self.d_model, self.num_heads, self.rope_base, self.num_layers = d_model, num_heads, rope_base, num_layers
-        self.shift = TokenShift(d_model) if token_shift else None
+        self.local_mixing = LocalMixing(3 * d_model, local_mixing)
         self.qkv = nn.Linear(d_model, 3 * d_model, bias=False)
         self.out = nn.Linear(d_model, d_model, bias=False)
         self.up = nn.Linear(d_model, ffn_width, bias=False)
@@ -69,52 +77,46 @@ class Block(nn.Module):
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
-        normed = rms_norm(x_BTD)
-        if self.shift is not None:
-            normed = self.shift(normed, causal_shift(normed))
-        q, k, v = self.qkv(normed).chunk(3, -1)
-        return self.feed_forward(x_BTD + self.out(rotary_attention(q, k, v, self.num_heads, self.rope_base)))
+        q, k, v = self.local_mixing(self.qkv(rms_norm(x_BTD))).chunk(3, -1)
+        return self.feed_forward(x_BTD + self.out(causal_attention(q, k, v, self.num_heads, self.rope_base)))
 
     def init_state(self, batch_size: int) -> BlockState:
-        """An empty key-value cache, and the previous normalised input for the token shift."""
-        weight = self.out.weight
-        cache = KVCache.empty(batch_size, self.num_heads, self.d_model // self.num_heads, weight)
-        return cache, weight.new_zeros(batch_size, self.d_model if self.shift is not None else 0)
+        """An empty key-value cache, and the local mixing's."""
+        cache = KVCache.empty(batch_size, self.num_heads, self.d_model // self.num_heads, self.out.weight)
+        return cache, self.local_mixing.init_state(batch_size)
 
     def step(self, x_BD: Tensor, state: BlockState) -> tuple[Tensor, BlockState]:
         """One position (B, D) of `forward`."""
-        cache, previous_BD = state
-        normed = rms_norm(x_BD)
-        mixed = normed
-        if self.shift is not None:
-            mixed, previous_BD = self.shift(normed, previous_BD), normed
-        q, k, v = self.qkv(mixed).chunk(3, -1)
-        y_BD, cache = rotary_attention_step(q, k, v, cache, self.rope_base)
-        return self.feed_forward(x_BD + self.out(y_BD)), (cache, previous_BD)
+        cache, recent = state
+        qkv, recent = self.local_mixing.step(self.qkv(rms_norm(x_BD)), recent)
+        q, k, v = qkv.chunk(3, -1)
+        y_BD, cache = causal_attention_step(q, k, v, cache, self.rope_base)
+        return self.feed_forward(x_BD + self.out(y_BD)), (cache, recent)
 
     def flops_per_token(self, seq_len: int) -> int:
-        """Four projections, the two of the FFN, and two products over `seq_len` positions."""
+        """Four projections, the two of the FFN, two products over `seq_len` positions, and the local mixing."""
         weights = 4 * self.d_model**2 + 2 * self.up.weight.numel()
-        return 2 * weights + 4 * seq_len * self.d_model
+        return 2 * weights + 4 * seq_len * self.d_model + self.local_mixing.flops_per_token()
 
     def state_bytes(self, seq_len: int) -> int:
-        """The cache, and one input where there is a token shift."""
-        itemsize = self.out.weight.element_size()
-        shift = self.d_model * itemsize if self.shift is not None else 0
-        return KVCache.num_bytes(seq_len, self.d_model, itemsize) + shift
+        """The cache, and the local mixing's."""
+        cache = KVCache.num_bytes(seq_len, self.d_model, self.out.weight.element_size())
+        return cache + self.local_mixing.state_bytes()
 
 
 class Transformer(LanguageModel):
-    """Pre-norm Transformer with rotary positions and fused attention; no maximum length.
+    """Pre-norm Transformer with fused attention, rotary positions or none; no maximum length.
 
     Args:
         vocab_size: Number of tokens; the data gives it.
         d_model: Width.
         num_layers: Blocks.
         num_heads: Heads of attention.
+        positions: Rotate queries and keys by their positions, or leave order to the local mixing.
         rope_base: Base of the rotary positions' frequencies; a small one tells near positions apart better.
+        local_mixing: Let queries, keys and values see the previous position (shift, two taps) or the last four (conv);
+            recall by one layer needs either.
         ffn_ratio: Hidden width of the feed-forward network, in widths.
-        token_shift: Let attention see each position's predecessor too (two taps), which recall by one layer needs.
         tie_embeddings: Use the embedding's matrix as the head.
         dropout: Probability of dropping embedded features in training.
         compile: Compile each block with torch.compile.
@@ -129,16 +131,17 @@ class Transformer(LanguageModel):
         d_model: int = 128,
         num_layers: int = 1,
         num_heads: int = 8,
+        positions: Positions = "rotary",
         rope_base: float = ROPE_BASE,
+        local_mixing: LocalMixingKind = "none",
         ffn_ratio: int = 4,
-        token_shift: bool = False,
         tie_embeddings: bool = False,
         dropout: float = 0.0,
         compile: bool = False,
     ) -> None:
-        check_positive(ffn_ratio=ffn_ratio, rope_base=rope_base)
+        check_positive(ffn_ratio=ffn_ratio)
         check_heads(d_model, num_heads)
-        width = ffn_ratio * d_model
-        blocks = [Block(d_model, num_heads, width, rope_base, token_shift, num_layers) for _ in range(num_layers)]
+        base, width = rotation_base(positions, rope_base, d_model, num_heads), ffn_ratio * d_model
+        blocks = [Block(d_model, num_heads, width, base, local_mixing, num_layers) for _ in range(num_layers)]
         super().__init__(vocab_size, d_model, blocks, tie_embeddings, dropout, compile)
         self.save_hyperparameters(logger=False)

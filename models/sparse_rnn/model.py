@@ -3,7 +3,8 @@
 args = the top k of X - B, stimulus less inhibition; X <- norm(X + g(X[args], B[args]) M[args] + W u_t), B <- B +
 f(X[args], B[args]) at args. Only k rows of M are touched, so a token costs O(k m) beside its way in and out; g and f
 are one small network, the same for all levels, and norm is the RMS norm, which bounds X. The loop over time is
-inherent, as what is attended to depends on the state: `models.sparse_rnn.scan` makes it as short as it can be.
+inherent, as what is attended to depends on the state: `models.sparse_rnn.scan` makes it as short as it can be. The
+drive W u_t may be mixed over a few positions before.
 
 Shapes: B batch, T time, D width, M levels (m), K attended levels (k).
 """
@@ -18,11 +19,13 @@ from torch import Tensor, nn
 
 from models.base import LanguageModel
 from models.layers import check_choice, check_positive, init_input, init_output, rms_norm
+from models.local_mixing import LocalMixing, LocalMixingKind
 from models.scan import accumulation_dtype, full_precision
 from models.sparse_rnn.scan import DenseScan, Rule, SparseScan, gains, rms_scale, sparse_step
 
 Variant = Literal["inhibited", "plain", "dense"]
 State = tuple[Tensor, Tensor]  # stimulus (B, M) and inhibition, (B, M) or (B, 0)
+BlockState = tuple[State, Tensor]
 RULE_WIDTH = 8  # hidden units of the network of g and f
 
 
@@ -142,14 +145,23 @@ class Block(nn.Module):
     Args:
         d_model: Width.
         recurrence: The recurrent net.
+        local_mixing: How drives see positions just before.
         ffn_width: Hidden width of the feed-forward network.
         num_layers: Blocks in the model, whose outputs add up.
     """
 
-    def __init__(self, d_model: int, recurrence: SparseRecurrence, ffn_width: int, num_layers: int) -> None:
+    def __init__(
+        self,
+        d_model: int,
+        recurrence: SparseRecurrence,
+        local_mixing: LocalMixingKind,
+        ffn_width: int,
+        num_layers: int,
+    ) -> None:
         super().__init__()
         self.num_layers, self.recurrence = num_layers, recurrence
         self.drive = nn.Linear(d_model, recurrence.state_width, bias=False)
+        self.local_mixing = LocalMixing(recurrence.state_width, local_mixing)
         self.out = nn.Linear(recurrence.state_width, d_model, bias=False)
         self.up = nn.Linear(d_model, ffn_width, bias=False)
         self.down = nn.Linear(ffn_width, d_model, bias=False)
@@ -170,26 +182,29 @@ class Block(nn.Module):
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
-        return self.add_branches(x_BTD, self.recurrence(self.drive(rms_norm(x_BTD))))
+        return self.add_branches(x_BTD, self.recurrence(self.local_mixing(self.drive(rms_norm(x_BTD)))))
 
-    def init_state(self, batch_size: int) -> State:
-        """The recurrent net's."""
-        return self.recurrence.init_state(batch_size)
+    def init_state(self, batch_size: int) -> BlockState:
+        """The recurrent net's, and the local mixing's."""
+        return self.recurrence.init_state(batch_size), self.local_mixing.init_state(batch_size)
 
-    def step(self, x_BD: Tensor, state: State) -> tuple[Tensor, State]:
+    def step(self, x_BD: Tensor, state: BlockState) -> tuple[Tensor, BlockState]:
         """One position (B, D) of `forward`."""
-        state = self.recurrence.step(self.drive(rms_norm(x_BD)), state)
-        return self.add_branches(x_BD, state[0]), state
+        levels, recent = state
+        drive_BM, recent = self.local_mixing.step(self.drive(rms_norm(x_BD)), recent)
+        levels = self.recurrence.step(drive_BM, levels)
+        return self.add_branches(x_BD, levels[0]), (levels, recent)
 
     def flops_per_token(self, seq_len: int) -> int:
-        """The four matrices, and the recurrent net's."""
+        """The four matrices, the recurrent net's, and the local mixing."""
         linears = (self.drive, self.out, self.up, self.down)
-        return 2 * sum(linear.weight.numel() for linear in linears) + self.recurrence.flops_per_token()
+        weights = sum(linear.weight.numel() for linear in linears)
+        return 2 * weights + self.recurrence.flops_per_token() + self.local_mixing.flops_per_token()
 
     def state_bytes(self, seq_len: int) -> int:
-        """The stimulus, and the inhibition if there is one."""
+        """The stimulus, the inhibition if there is one, and the local mixing's."""
         levels = self.recurrence.state_width * (2 if self.recurrence.variant == "inhibited" else 1)
-        return levels * accumulation_dtype(self.recurrence.rows.dtype).itemsize
+        return levels * accumulation_dtype(self.recurrence.rows.dtype).itemsize + self.local_mixing.state_bytes()
 
 
 class SparseRNN(LanguageModel):
@@ -203,6 +218,7 @@ class SparseRNN(LanguageModel):
         k: Levels attended to in a step.
         variant: With inhibition; plain, X + X[args] M[args]; or dense, X + X M, the comparison.
         bptt_window: Steps after which gradients are cut while the state goes on; null for all.
+        local_mixing: Let drives see the previous position (shift, two taps) or the last four (conv).
         ffn_ratio: Hidden width of the feed-forward network, in widths.
         tie_embeddings: Use the embedding's matrix as the head.
         dropout: Probability of dropping embedded features in training.
@@ -221,6 +237,7 @@ class SparseRNN(LanguageModel):
         k: int = 16,
         variant: Variant = "inhibited",
         bptt_window: int | None = None,
+        local_mixing: LocalMixingKind = "none",
         ffn_ratio: int = 4,
         tie_embeddings: bool = False,
         dropout: float = 0.0,
@@ -228,7 +245,13 @@ class SparseRNN(LanguageModel):
     ) -> None:
         check_positive(ffn_ratio=ffn_ratio)
         blocks: list[nn.Module] = [
-            Block(d_model, SparseRecurrence(state_width, k, variant, bptt_window), ffn_ratio * d_model, num_layers)
+            Block(
+                d_model,
+                SparseRecurrence(state_width, k, variant, bptt_window),
+                local_mixing,
+                ffn_ratio * d_model,
+                num_layers,
+            )
             for _ in range(num_layers)
         ]
         super().__init__(vocab_size, d_model, blocks, tie_embeddings, dropout, compile)

@@ -1,6 +1,7 @@
 """TrajectoryLM: recall what came next the last time that the recent past was like this; no attention matrix.
 
-The recent sequence of symbols is the address. For a normalised input x (B, T, D):
+The recent sequence of symbols is the address. For a normalised input x (B, T, D), which may be mixed over a few
+positions before (with which symbols stand for more than one token):
 
     trajectory   z_0 = x, z_{i+1}[t] = z_i[t] + λ_i * z_i[t - 2^i]: order and local context, by doublings
     symbols      the signs of a learned projection of x, an integer a head
@@ -35,7 +36,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.base import LanguageModel
-from models.layers import check_positive, init_input, init_output, rms_norm
+from models.layers import check_heads, check_positive, init_input, init_output, rms_norm
+from models.local_mixing import LocalMixing, LocalMixingKind
 from models.scan import accumulation_dtype, full_precision
 from models.trajectory.coincidence import (
     MAX_BITS,
@@ -56,6 +58,7 @@ from models.trajectory.store import Log, MemoryState, Table
 MAX_SPAN = 4096  # symbols that a context can name; the streaming state keeps as many
 SPANS = (1, 2, 3, 4, 6, 8)
 COHERENCE = 4.0  # what a candidate gains by a code like its own; where it is learned, it wanders below zero
+BlockState = tuple[MemoryState, Tensor]
 MAX_DOUBLINGS = 12  # as the streaming state keeps two to this power inputs
 
 
@@ -104,8 +107,9 @@ class TrajectoryMemory(nn.Module):
         num_doublings: int = 4,
     ) -> None:
         super().__init__()
-        check_positive(d_model=d_model, num_heads=num_heads, num_matches=num_matches)
-        check_memory(d_model, num_heads, bits, spans, num_slots, num_doublings)
+        check_positive(d_model=d_model, num_matches=num_matches)
+        check_heads(d_model, num_heads)
+        check_memory(bits, spans, num_slots, num_doublings)
         self.d_model, self.num_heads, self.bits, self.spans = d_model, num_heads, bits, tuple(spans)
         self.num_matches, self.num_slots = num_matches, num_slots
         self.lags = nn.ParameterList(nn.Parameter(torch.empty(d_model)) for _ in range(num_doublings))
@@ -245,15 +249,8 @@ class TrajectoryMemory(nn.Module):
         return recent + H * L * ((self.num_slots + 1) * self.num_matches * (entry + 4) + 8 + 8 + 4)
 
 
-def check_memory(
-    d_model: int, num_heads: int, bits: int, spans: tuple[int, ...], num_slots: int | None, num_doublings: int
-) -> None:
+def check_memory(bits: int, spans: tuple[int, ...], num_slots: int | None, num_doublings: int) -> None:
     """Raise ValueError naming the first option of a memory that will not do."""
-    if d_model % num_heads:
-        raise ValueError(
-            f"--model.d_model {d_model} does not split into --model.num_heads {num_heads} heads; choose d_model a "
-            f"multiple of {num_heads} or another num_heads"
-        )
     if not 1 <= bits <= MAX_BITS:
         raise ValueError(f"--model.bits is {bits}; a symbol has 1 to {MAX_BITS} bits, as addresses are integers of 31")
     if not spans or min(spans) < 1 or max(spans) > MAX_SPAN or len(set(spans)) < len(spans):
@@ -267,12 +264,16 @@ def check_memory(
 class Block(nn.Module):
     """(B, T, D) -> (B, T, D): trajectory memory and a feed-forward network, each added to its input.
 
-    `ffn_width` is the network's hidden width, `num_layers` counts the model's blocks, whose outputs add up.
+    `local_mixing` is how the memory sees positions just before, `ffn_width` is the network's hidden width, `num_layers`
+    counts the model's blocks, whose outputs add up.
     """
 
-    def __init__(self, memory: TrajectoryMemory, ffn_width: int, num_layers: int) -> None:
+    def __init__(
+        self, memory: TrajectoryMemory, local_mixing: LocalMixingKind, ffn_width: int, num_layers: int
+    ) -> None:
         super().__init__()
         self.num_layers, self.memory = num_layers, memory
+        self.local_mixing = LocalMixing(memory.d_model, local_mixing)
         self.up = nn.Linear(memory.d_model, ffn_width, bias=False)
         self.down = nn.Linear(ffn_width, memory.d_model, bias=False)
         self.init_weights()
@@ -288,24 +289,27 @@ class Block(nn.Module):
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
-        return self.feed_forward(x_BTD + self.memory(rms_norm(x_BTD)))
+        return self.feed_forward(x_BTD + self.memory(self.local_mixing(rms_norm(x_BTD))))
 
-    def init_state(self, batch_size: int) -> MemoryState:
-        """The memory's."""
-        return self.memory.init_state(batch_size)
+    def init_state(self, batch_size: int) -> BlockState:
+        """The memory's, and the local mixing's."""
+        return self.memory.init_state(batch_size), self.local_mixing.init_state(batch_size)
 
-    def step(self, x_BD: Tensor, state: MemoryState) -> tuple[Tensor, MemoryState]:
+    def step(self, x_BD: Tensor, state: BlockState) -> tuple[Tensor, BlockState]:
         """One position (B, D) of `forward`."""
-        y_BD, state = self.memory.step(rms_norm(x_BD), state)
-        return self.feed_forward(x_BD + y_BD), state
+        memory, recent = state
+        seen_BD, recent = self.local_mixing.step(rms_norm(x_BD), recent)
+        y_BD, memory = self.memory.step(seen_BD, memory)
+        return self.feed_forward(x_BD + y_BD), (memory, recent)
 
     def flops_per_token(self, seq_len: int) -> int:
-        """The memory's, whatever the length, and two matrices."""
-        return self.memory.flops_per_token() + 2 * (self.up.weight.numel() + self.down.weight.numel())
+        """The memory's and the local mixing's, whatever the length, and two matrices."""
+        mixer = self.memory.flops_per_token() + self.local_mixing.flops_per_token()
+        return mixer + 2 * (self.up.weight.numel() + self.down.weight.numel())
 
     def state_bytes(self, seq_len: int) -> int:
-        """The memory's."""
-        return self.memory.state_bytes(seq_len)
+        """The memory's, and the local mixing's."""
+        return self.memory.state_bytes(seq_len) + self.local_mixing.state_bytes()
 
 
 class TrajectoryLM(LanguageModel):
@@ -321,6 +325,7 @@ class TrajectoryLM(LanguageModel):
         num_matches: Latest positions that a slot of a table keeps.
         num_slots: Slots of a head and span, which bound the memory; null for as many as there are addresses.
         num_doublings: The trajectory spans two to this power positions.
+        local_mixing: Let the memory see the previous position (shift, two taps) or the last four (conv).
         ffn_ratio: Hidden width of the feed-forward network, in widths.
         tie_embeddings: Use the embedding's matrix as the head.
         dropout: Probability of dropping embedded features in training.
@@ -341,6 +346,7 @@ class TrajectoryLM(LanguageModel):
         num_matches: int = 2,
         num_slots: int | None = 8192,
         num_doublings: int = 4,
+        local_mixing: LocalMixingKind = "none",
         ffn_ratio: int = 4,
         tie_embeddings: bool = False,
         dropout: float = 0.0,
@@ -350,6 +356,7 @@ class TrajectoryLM(LanguageModel):
         blocks: list[nn.Module] = [
             Block(
                 TrajectoryMemory(d_model, num_heads, bits, spans, num_matches, num_slots, num_doublings),
+                local_mixing,
                 ffn_ratio * d_model,
                 num_layers,
             )

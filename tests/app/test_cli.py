@@ -94,6 +94,8 @@ def scratch(tiny, tmp_path_factory) -> Path:
     Path("whole.ckpt").write_bytes(last)
     Path("truncated.ckpt").write_bytes(last[: len(last) // 2])
     torch.save({"state_dict": {}}, "foreign.ckpt")
+    older = read_checkpoint(Path("whole.ckpt"))
+    torch.save(older | {"hyper_parameters": older["hyper_parameters"] | {"token_shift": False}}, "older.ckpt")
     Path("text.ckpt").write_text("hello\n")
     Path("other.txt").write_text("ABC abc\n" * 2000)
     Path("empty.txt").touch()
@@ -445,16 +447,21 @@ MISTAKES = {
     "TINY --config broken.yaml": ("--config broken.yaml",),
     "TINY --config twice.yaml": ("--config twice.yaml: beta1 stands in line 2 and again in line 4",),
     "TINY --optim '{beta1: 0.5, beta1: 0.6}'": ("--optim: ", "beta1 stands in line 1 and again in line 1"),
+    "test --ckpt_path older.ckpt": ("older.ckpt is of an older version, whose TokenFormer had --model.token_shift;",),
     # sizes that do not fit together
     "TINY --model.d_model 15": ("--model.d_model 15", "--model.num_heads 2"),
     "TINY --model.num_layers 0": ("--model.num_layers",),
     "fit --model Palm --data CharText --model.rank 0": ("--model.rank is 0",),
     "fit --model Palm --data CharText --model.num_recursions 0": ("--model.num_recursions is 0",),
-    "fit --model Palm --data CharText --model.d_model 24 --model.num_heads 8": ("--model.d_model 24", "even width"),
+    "fit --model Palm --data CharText --model.d_model 24 --model.num_heads 8": ("--model.d_model 24", "multiple of 16"),
     "fit --model Palm --data CharText --model.mixing attention": ("--model.mixing attention", "'detail', 'aft'"),
+    "TINY --model.positions none --model.rope_base 100": ("--model.rope_base 100", "--model.positions none"),
     "fit --model SparseRNN --data CharText --model.k 200 --model.state_width 64": ("--model.k 200", "state_width 64"),
     "fit --model PotatoLM --data CharText --model.chunk_size 0": ("--model.chunk_size is 0",),
-    "fit --model PotatoLM --data CharText --model.d_model 65 --model.num_heads 5": ("--model.d_model is 65", "even"),
+    "fit --model PotatoLM --data CharText --model.d_model 65 --model.num_heads 5": (
+        "--model.d_model 65",
+        "multiple of 2",
+    ),
     "fit --model TrajectoryLM --data CharText --model.bits 31": ("--model.bits is 31", "30"),
     "fit --model TrajectoryLM --data CharText --model.num_slots 0": ("--model.num_slots is 0", "null"),
     "fit --model TrajectoryLM --data CharText --model.spans [1,9999]": ("--model.spans", "4096"),

@@ -12,7 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from models import Palm, PotatoLM, SparseRNN, TokenFormer, TrajectoryLM, Transformer
 from models.base import LanguageModel, sample
-from models.layers import MIN_CACHE, rotary_attention, rotary_attention_reference
+from models.layers import MIN_CACHE, causal_attention, causal_attention_reference
+from models.local_mixing import LocalMixing
 
 # Torch's counter does not know that a bag of k weighted rows of width m is a product of 1 x k and k x m.
 EMBEDDING_BAGS = {
@@ -25,7 +26,9 @@ EMBEDDING_BAGS = {
 }
 MODELS = {
     "Transformer": lambda **kw: Transformer(vocab_size=11, d_model=16, num_heads=2, **kw),
-    "Transformer-shift": lambda **kw: Transformer(vocab_size=11, d_model=16, num_heads=2, token_shift=True, **kw),
+    "Transformer-conv": lambda **kw: Transformer(
+        vocab_size=11, d_model=16, num_heads=1, positions="none", local_mixing="conv", **kw
+    ),
     "TokenFormer": lambda **kw: TokenFormer(
         vocab_size=11, d_model=16, num_heads=2, num_param_tokens=6, num_ffn_param_tokens=24, **kw
     ),
@@ -41,12 +44,19 @@ MODELS = {
         embedding_rank=None,
         mixing="aft",
         recursion="each",
-        token_shift=True,
+        local_mixing="shift",
         **kw,
     ),
     "PotatoLM": lambda **kw: PotatoLM(vocab_size=11, d_model=16, num_heads=2, ffn_ratio=2, chunk_size=5, **kw),
     "PotatoLM-carry": lambda **kw: PotatoLM(
-        vocab_size=11, d_model=16, num_heads=2, ffn_ratio=2, chunk_size=5, carry_norm=True, token_shift=True, **kw
+        vocab_size=11,
+        d_model=16,
+        num_heads=2,
+        ffn_ratio=2,
+        chunk_size=5,
+        carry_norm=True,
+        local_mixing="shift",
+        **kw,
     ),
     "SparseRNN": lambda **kw: SparseRNN(vocab_size=11, d_model=16, state_width=12, k=3, **kw),
     "SparseRNN-plain": lambda **kw: SparseRNN(vocab_size=11, d_model=16, state_width=12, k=3, variant="plain", **kw),
@@ -116,7 +126,9 @@ def test_flops_are_those_that_torch_counts(build):
     model = build(num_layers=2)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False, custom_mapping=EMBEDDING_BAGS) as counter:
         model(torch.randint(11, (3, 20)))
-    assert counter.get_total_flops() == 3 * 20 * model.flops_per_token(20)
+    mixings = [m for layer in model.depth() for m in layer.modules() if isinstance(m, LocalMixing)]  # elementwise
+    products = model.flops_per_token(20) - sum(m.flops_per_token() for m in mixings)
+    assert counter.get_total_flops() == 3 * 20 * products
 
 
 @pytest.mark.parametrize("length", [1, MIN_CACHE, MIN_CACHE + 1, 100])
@@ -182,13 +194,6 @@ def test_free_running_reads_its_own_output_where_it_is_scored(build):
     assert torch.equal(model.free_running((inputs, targets))[:, 3:], expected[:, 3:])
 
 
-@pytest.mark.parametrize("name", [name for name in MODELS if "Palm" not in name])  # whose head is untied
-def test_tied_embeddings_are_one_matrix(name):
-    tied, untied = MODELS[name](tie_embeddings=True), MODELS[name]()
-    assert tied.head.weight is tied.embed.weight
-    assert untied.num_parameters() - tied.num_parameters() == 11 * 16
-
-
 def test_compiled_layers_compute_the_same(build):
     model = build()
     tokens = torch.randint(11, (2, 9))
@@ -212,7 +217,7 @@ def test_attention_equals_its_reference_in_values_and_gradients():
     inputs = [torch.randn(2, 7, 12, dtype=torch.float64, requires_grad=True) for _ in range(3)]
     weights = torch.randn(2, 7, 12, dtype=torch.float64)
     results = []
-    for function in (rotary_attention, rotary_attention_reference):
+    for function in (causal_attention, causal_attention_reference):
         output = function(*inputs, num_heads=2)
         results.append((output, *torch.autograd.grad((output * weights).sum(), inputs)))
     for fast, slow in zip(*results, strict=True):
@@ -234,7 +239,7 @@ def test_rotary_attention_sees_distances_not_positions():
     [
         ({"d_model": 30, "num_heads": 4}, "--model.d_model 30"),
         ({"num_heads": 0}, "--model.num_heads 0"),
-        ({"d_model": 12, "num_heads": 4}, "even width"),
+        ({"d_model": 12, "num_heads": 4}, "--model.d_model 12 with --model.num_heads 4 must be a multiple of 8"),
         ({"num_layers": 0}, "--model.num_layers"),
         ({"dropout": 1.0}, "--model.dropout"),
     ],

@@ -1,7 +1,6 @@
 """The recipe: groups, schedules, and Muon beside AdamW as one optimizer."""
 
 import copy
-import inspect
 from dataclasses import asdict
 
 import pytest
@@ -35,9 +34,9 @@ def train(model, optimizer, steps):
 
 
 def test_kinds_of_parameters():
-    kinds = parameters_by_kind(Transformer(vocab_size=5, d_model=8, num_heads=2, token_shift=True))
+    kinds = parameters_by_kind(Transformer(vocab_size=5, d_model=8, num_heads=2, local_mixing="shift"))
     assert {kind: [tuple(p.shape) for p in ps] for kind, ps in kinds.items()} == {
-        "embeddings": [(5, 8)], "head": [(5, 8)], "vectors": [(8,)],
+        "embeddings": [(5, 8)], "head": [(5, 8)], "vectors": [(24,)],
         "matrices": [(24, 8), (8, 8), (32, 8), (8, 32)],
     }  # fmt: skip
     tied = parameters_by_kind(Transformer(vocab_size=5, d_model=8, num_heads=2, tie_embeddings=True))
@@ -47,25 +46,26 @@ def test_kinds_of_parameters():
 
 LAYER, MEMORY = "layers.0", "layers.0.memory"
 VECTORS = {
-    Palm: {f"{LAYER}.shift.mix"},
-    PotatoLM: {"layers.1.shift.mix", "layers.2.shift.mix"},
+    Palm: set(),
+    PotatoLM: {f"layers.2.local_mixing.taps.{i}" for i in range(4)},
     SparseRNN: {f"{LAYER}.recurrence.start", f"{LAYER}.recurrence.rule_bias"},
     TokenFormer: set(),
     TrajectoryLM: {*(f"{MEMORY}.lags.{i}" for i in range(4)), f"{MEMORY}.select.bias", f"{MEMORY}.reactivation"},
-    Transformer: {f"{LAYER}.shift.mix"},
+    Transformer: set(),
 }
 
 
 @pytest.mark.parametrize("model_class", VECTORS)
 def test_each_parameter_of_the_models_is_trained_by_its_role(model_class):
-    shift = {"token_shift": True} if "token_shift" in inspect.signature(model_class).parameters else {}
-    model = model_class(vocab_size=5, d_model=16, **shift)
+    model = model_class(vocab_size=5, d_model=16, local_mixing="conv")
+    first = 1 if model_class is PotatoLM else 0  # its layer 0 rotates embeddings
+    vectors = VECTORS[model_class] | {f"layers.{first}.local_mixing.taps.{i}" for i in range(4)}
     names = {parameter: name for name, parameter in model.named_parameters()}
     embeddings = {name for name in names.values() if name.startswith("embed.")}
-    matrices = set(names.values()) - embeddings - {"head.weight"} - VECTORS[model_class]
+    matrices = set(names.values()) - embeddings - {"head.weight"} - vectors
     kinds = {kind: {names[p] for p in parameters} for kind, parameters in parameters_by_kind(model).items()}
     assert kinds == {
-        "matrices": matrices, "head": {"head.weight"}, "embeddings": embeddings, "vectors": VECTORS[model_class],
+        "matrices": matrices, "head": {"head.weight"}, "embeddings": embeddings, "vectors": vectors,
     }  # fmt: skip
 
 

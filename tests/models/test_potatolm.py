@@ -114,7 +114,7 @@ def test_cards_stay_in_float32_where_weights_are_bfloat16():
         ({"chunk_size": 0}, "--model.chunk_size is 0; it must be at least 1"),
         ({"num_layers": 0}, "--model.num_layers is 0"),
         ({"ffn_ratio": 0}, "--model.ffn_ratio is 0"),
-        ({"d_model": 15, "num_heads": 3}, "--model.d_model is 15; .* even"),
+        ({"d_model": 15, "num_heads": 3}, "--model.d_model 15 must be a multiple of 2"),
         ({"d_model": 16, "num_heads": 3}, "--model.num_heads 3 heads; choose d_model a multiple of 3"),
         ({"num_heads": 0}, "--model.num_heads 0"),
     ],

@@ -94,7 +94,7 @@ def test_streaming_equals_parallel_under_autocast(name):
     torch.testing.assert_close(torch.stack(logits, 1), expected, rtol=0, atol=0.05)
     for memory, code_BTHE, layer_state in zip(memories, seen, state, strict=False):
         last_BSH = symbol_addresses(code_BTHE, memory.bit).flip(1)[:, : max(memory.spans)]
-        assert torch.equal(layer_state.symbols, last_BSH)
+        assert torch.equal(layer_state[0].symbols, last_BSH)
 
 
 def test_trajectory_memory_selects_by_a_zero_trajectory_in_float16():

@@ -132,8 +132,8 @@ def test_any_option_changes_the_fingerprint_but_not_the_vocabulary():
     first = candidates.fingerprint(record(spec, 5))
     assert candidates.fingerprint(record(spec, 6)) == first
     others = {
-        "d_model": 64, "num_layers": 2, "num_heads": 4, "rope_base": 10.0, "ffn_ratio": 2, "token_shift": True,
-        "tie_embeddings": True, "dropout": 0.5, "compile": True,
+        "d_model": 64, "num_layers": 2, "num_heads": 4, "positions": "none", "rope_base": 10.0, "local_mixing": "shift",
+        "ffn_ratio": 2, "tie_embeddings": True, "dropout": 0.5, "compile": True,
     }  # fmt: skip
     assert others.keys() == signature(Transformer).parameters.keys() - {"vocab_size"}
     changed = [replace(spec, options=spec.options | {name: value}) for name, value in others.items()]
@@ -145,16 +145,16 @@ def test_a_candidate_has_one_layer_and_the_recipe_unless_told_otherwise():
     plain = candidate("PotatoLM")
     assert plain.options["num_layers"] == 1
     assert plain.optim == Optim(optimizer="muon", learning_rate=1e-2, weight_decay=0.0)
-    options = ("--model.num_layers", "2", "--model.token_shift=true")
+    options = ("--model.num_layers", "2", "--model.local_mixing=shift")
     told = candidate("PotatoLM", *options, optim=("--optim.learning_rate", "3e-3"))
-    assert (told.options["num_layers"], told.options["token_shift"]) == (2, True)
+    assert (told.options["num_layers"], told.options["local_mixing"]) == (2, "shift")
     assert told.optim == replace(plain.optim, learning_rate=3e-3)
 
 
 def test_the_body_leaves_out_what_comes_with_the_vocabulary():
     spec = candidates.baseline(16, 1)
     bodies = {candidates.body_parameters(record(spec, vocab_size)) for vocab_size in (16, 32, 77)}
-    assert bodies == {12 * 16**2 + 16}
+    assert bodies == {12 * 16**2 + 3 * 16}
     palm = candidate("Palm")  # whose ranks are 32, as copying's vocabulary
     assert len({candidates.body_parameters(record(palm, vocab_size)) for vocab_size in (32, 64, 128)}) == 1
 
@@ -246,7 +246,7 @@ def test_each_training_is_planned_once_the_longest_first():
 
 
 def test_a_candidate_that_is_the_baseline_is_trained_once():
-    options = ("token_shift=true", "rope_base=100", "d_model=16", "num_heads=1")
+    options = ("local_mixing=shift", "rope_base=100", "d_model=16", "num_heads=1")
     same = candidate("Transformer", *(f"--model.{option}" for option in options))
     assert same == candidates.baselines(same)[0]
     assert len(plan(same)) == 5

@@ -406,7 +406,7 @@ def test_an_interrupted_run_leaves_whole_scorecards_alone(tiny, trainings, tmp_p
 def test_trainings_are_fits_of_a_study_that_are_done_once(tiny, tmp_path, monkeypatch, capsys):
     """With a candidate that is its own baseline, so that there are no more than five."""
     monkeypatch.setattr(names, "model_names", lambda: ("Transformer",))
-    options = ["d_model=16", "num_heads=1", "rope_base=100", "token_shift=true"]
+    options = ["d_model=16", "num_heads=1", "rope_base=100", "local_mixing=shift"]
     line = ["scorecard", "--model", "Transformer", *(f"--model.{option}" for option in options), *tiny]
     assert main([*line, "--print_commands"]) == 0
     commands = capsys.readouterr().out.splitlines()
