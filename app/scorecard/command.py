@@ -20,6 +20,7 @@ from app.cli.groups import OptionGroup
 from app.cli.invocation import command_line
 from app.cli.names import known_models
 from app.machine import Device, find_device, num_cores, num_threads
+from app.output.progress import announce
 from app.scorecard.recipe import RECIPE
 from app.study.conduct import conduct
 from app.study.study import Study
@@ -71,6 +72,8 @@ def scorecard(
         0, whether or not the requirements are met; 1 if a training failed.
     """
     names = check_options(model, seed, seeds, workers, threads, out)
+    if not print_commands:
+        announce(f"scorecard: {', '.join(names)} in {out}")
     from app.scorecard.candidates import candidate
     from app.scorecard.measure import BUDGETS
     from app.scorecard.training import check_text, lessons, trainings

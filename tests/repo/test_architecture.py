@@ -15,7 +15,7 @@ MAY_IMPORT = {
     "datamodules": {"datamodules"},
     "models": {"models"},
 }
-GROUND = {"cli", "machine", "output"}
+GROUND = {"cli", "machine", "output", "stops"}
 STUDIES = {"compare", "growth_study", "scaling"}
 ROOMS = {  # of app, and which others each may import
     **dict.fromkeys(GROUND, GROUND),
