@@ -17,7 +17,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich import get_console
 from rich.table import Table
 
-from callbacks.common import description_of, in_fit_validation, split_measured, total_steps
+from callbacks.common import description_of, in_fit_validation, split_measured, tensorboard_of, total_steps
 from callbacks.record_file import RECORD, best_checkpoint, last_checkpoint
 from callbacks.throughput import find_throughput
 from models.base import LanguageModel
@@ -143,7 +143,7 @@ class Narrator(L.Callback):
         folder = Path(trainer.default_root_dir)
         there = "nothing saved, as --trainer.fast_dev_run asks" if trainer.fast_dev_run else what_is_there(folder)
         say(f"done in {duration(time.monotonic() - self._began)}; {there}")
-        if trainer.logger:
+        if tensorboard_of(trainer) and not trainer.fast_dev_run:
             say(f"watch with `tensorboard --logdir {folder.parent}`")
 
     @rank_zero_only

@@ -199,7 +199,7 @@ def rotation_base(positions: Positions, rope_base: float, d_model: int, num_head
 def check_positive(**options: int | float) -> None:
     """Raise ValueError naming the first model option that is not above zero."""
     for name, value in options.items():
-        if value <= 0:
+        if not value > 0:
             raise ValueError(f"--model.{name} is {value}; it must be at least 1")
 
 

@@ -32,6 +32,25 @@ Group = dict[str, Any]
 FIRST_MOMENTUM = 0.85  # where the warm-up of Muon's momentum begins, as in nanochat
 
 
+RANGES: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (  # options of Optim, and what each must be
+    (("learning_rate", "eps"), lambda x: 0 < x < math.inf, "above 0"),
+    (
+        ("matrix_learning_rate", "head_learning_rate", "embedding_learning_rate"),
+        lambda x: x is None or 0 < x < math.inf,
+        "above 0, or null",
+    ),
+    (("weight_decay", "momentum_warmup_steps", "warmup_steps"), lambda x: 0 <= x < math.inf, "at least 0"),
+    (("beta1", "beta2", "momentum"), lambda x: 0 <= x < 1, "at least 0 and below 1"),
+    (("min_lr_ratio",), lambda x: 0 <= x <= 1, "from 0 to 1"),
+    (("decay_ratio",), lambda x: 0 < x <= 1, "above 0 and at most 1"),
+    (
+        ("restart_steps",),
+        lambda x: all(a < b for a, b in pairwise([0, *(x or [])])),
+        "ascending steps above 0",
+    ),
+)
+
+
 @dataclass(frozen=True)
 class Optim:
     """How the parameters are trained; the same recipe can be used with every model.
@@ -76,25 +95,10 @@ class Optim:
 
     def __post_init__(self) -> None:
         """Raise ValueError naming the first option outside its range."""
-        rates = ("learning_rate", "matrix_learning_rate", "head_learning_rate", "embedding_learning_rate")
-        good = {name: getattr(self, name) is None or getattr(self, name) > 0 for name in rates} | {
-            "weight_decay": self.weight_decay >= 0,
-            "beta1": 0 <= self.beta1 < 1,
-            "beta2": 0 <= self.beta2 < 1,
-            "eps": self.eps > 0,
-            "momentum": 0 <= self.momentum < 1,
-            "momentum_warmup_steps": self.momentum_warmup_steps >= 0,
-            "warmup_steps": self.warmup_steps >= 0,
-            "min_lr_ratio": 0 <= self.min_lr_ratio <= 1,
-            "decay_ratio": 0 < self.decay_ratio <= 1,
-            "restart_steps": all(earlier < later for earlier, later in pairwise([0, *(self.restart_steps or [])])),
-        }
-        for name, is_good in good.items():
-            if not is_good:
-                raise ValueError(
-                    f"--optim.{name} {getattr(self, name)} is out of range; `python -m app fit --help` gives the "
-                    "defaults"
-                )
+        for names, holds, words in RANGES:
+            for name in names:
+                if not holds(getattr(self, name)):
+                    raise ValueError(f"--optim.{name} is {getattr(self, name)}; it must be {words}")
 
     def peak(self, kind: Kind) -> float:
         """Peak learning rate of a kind of parameters."""

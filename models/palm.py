@@ -268,7 +268,7 @@ class Palm(LanguageModel):
         dropout: float = 0.0,
         compile: bool = False,
     ) -> None:
-        check_positive(num_recursions=num_recursions, ffn_ratio=ffn_ratio)
+        check_positive(d_model=d_model, num_recursions=num_recursions, ffn_ratio=ffn_ratio)
         ranks = {"rank": rank, "embedding_rank": embedding_rank}
         check_positive(**{name: value for name, value in ranks.items() if value is not None})
         check_choice("--model.mixing", mixing, Mixing)

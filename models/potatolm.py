@@ -273,7 +273,7 @@ class PotatoLM(LanguageModel):
         dropout: float = 0.0,
         compile: bool = False,
     ) -> None:
-        check_positive(num_layers=num_layers, ffn_ratio=ffn_ratio, chunk_size=chunk_size)
+        check_positive(d_model=d_model, num_layers=num_layers, ffn_ratio=ffn_ratio, chunk_size=chunk_size)
         check_heads(d_model, num_heads)
         base, hidden = rotation_base(positions, rope_base, d_model), ffn_ratio * d_model // num_heads
         layers: list[nn.Module] = [] if base is None else [RotaryPositions(base)]

@@ -287,7 +287,7 @@ class TokenFormer(GrowableModel):
         compile: bool = False,
     ) -> None:
         check_heads(d_model, num_heads)
-        check_positive(num_param_tokens=num_param_tokens, num_ffn_param_tokens=num_ffn_param_tokens)
+        check_positive(d_model=d_model, num_param_tokens=num_param_tokens, num_ffn_param_tokens=num_ffn_param_tokens)
         base = rotation_base(positions, rope_base, d_model, num_heads)
         blocks = [
             Block(d_model, num_heads, num_param_tokens, num_ffn_param_tokens, normalization, base, local_mixing, norm)

@@ -139,7 +139,7 @@ class Transformer(LanguageModel):
         dropout: float = 0.0,
         compile: bool = False,
     ) -> None:
-        check_positive(ffn_ratio=ffn_ratio)
+        check_positive(d_model=d_model, ffn_ratio=ffn_ratio)
         check_heads(d_model, num_heads)
         base, width = rotation_base(positions, rope_base, d_model, num_heads), ffn_ratio * d_model
         blocks = [Block(d_model, num_heads, width, base, local_mixing, num_layers) for _ in range(num_layers)]

@@ -243,7 +243,7 @@ class SparseRNN(LanguageModel):
         dropout: float = 0.0,
         compile: bool = False,
     ) -> None:
-        check_positive(ffn_ratio=ffn_ratio)
+        check_positive(d_model=d_model, ffn_ratio=ffn_ratio)
         blocks: list[nn.Module] = [
             Block(
                 d_model,

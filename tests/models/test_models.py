@@ -250,6 +250,19 @@ def test_sizes_that_do_not_fit_are_refused(options, message):
             model(vocab_size=5, **options)
 
 
+@pytest.mark.parametrize("kind", [Transformer, TokenFormer, PotatoLM, Palm, SparseRNN, TrajectoryLM])
+@pytest.mark.parametrize("value", [0, -1])
+def test_each_number_is_taken_or_refused_by_name(kind, value):
+    options = inspect.signature(kind).parameters.values()
+    for name in [option.name for option in options if type(option.default) in (int, float)]:
+        said = f"--model.{name} "
+        try:
+            kind(vocab_size=10, **{name: value})(torch.zeros(1, 5, dtype=torch.long))
+        except ValueError as error:
+            said = str(error)
+        assert f"--model.{name} " in said
+
+
 def test_dropout_is_active_in_training_only():
     model = Transformer(vocab_size=5, d_model=16, dropout=0.5)
     tokens = torch.randint(5, (1, 4))
