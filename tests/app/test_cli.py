@@ -20,6 +20,7 @@ import yaml
 from app.__main__ import FUNCTION_VERBS, LIGHTNING_VERBS, function_of, main
 from app.cli.help import choices, known_names
 from app.run.checkpoints import read_checkpoint
+from tests.app.forked import ERRORS, OUTPUT, begin, end, tell, wait_for
 from tests.app.run.test_resume import assert_same_run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -669,26 +670,15 @@ def test_a_normal_run_says_what_a_person_wants_to_know_and_nothing_else(tiny, tm
     assert len(out.splitlines()) < 12
 
 
-def stop_on_first_step_line(process: subprocess.Popen, signum: int) -> tuple[str, str]:
-    """Send the signal when the run has reported its first validation; returns what it said."""
-    said = []
-    for line in process.stdout:
-        said.append(line)
-        if line.startswith("step "):
-            process.send_signal(signum)
-            break
-    out, err = process.communicate(timeout=60)
-    return "".join(said) + out, err
-
-
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_stopped_run_saves_and_goes_on_as_if_it_had_not_been(tiny, tmp_path, monkeypatch, signum, code):
     monkeypatch.chdir(tmp_path)
     endless = f"{tiny} --optim.schedule constant --model.dropout 0.1"
-    process = start(f"{endless} --trainer.max_steps 1000000 --run_dir runs/cut", tmp_path)
-    out, err = stop_on_first_step_line(process, signum)
-    assert (process.returncode, err) == (code, "")
-    assert "go on with `python -m app fit --ckpt_path runs/cut/checkpoints/last.ckpt`" in out
+    pid = begin(f"{endless} --trainer.max_steps 1000000 --run_dir runs/cut", tmp_path)
+    wait_for("step 5/", tmp_path)
+    tell(pid, signum)
+    assert (end(pid), Path(ERRORS).read_text()) == (code, "")
+    assert "go on with `python -m app fit --ckpt_path runs/cut/checkpoints/last.ckpt`" in Path(OUTPUT).read_text()
     assert json.loads(Path("runs/cut/record.json").read_text())["status"] == "interrupted"
     stopped_at = read_checkpoint(Path("runs/cut/checkpoints/last.ckpt"))["global_step"]
     assert call(f"fit --ckpt_path last --trainer.max_steps {stopped_at + 7}").code == 0

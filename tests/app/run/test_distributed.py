@@ -1,20 +1,18 @@
 """Two processes on the CPU: the same run as one, through growths, interruptions and sharding."""
 
-import os
+import re
 import shutil
-import subprocess
-import sys
-from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
 
 from app.run.checkpoints import read_checkpoint
 from app.run.grow import grow
+from tests.app.forked import ERRORS, OUTPUT, begin, begin_ranks, end
 from tests.app.run.test_resume import assert_equal, assert_same_run
 from tests.callbacks.test_callbacks import scalars
 
-ROOT = Path(__file__).resolve().parents[3]
 MODEL = "--model TokenFormer --model.d_model 16 --model.num_heads 2"
 SIZES = "--model.num_param_tokens 4 --model.num_ffn_param_tokens 8"
 DATA = "--data CharText --data.seq_len 16 --data.batch_size 4"
@@ -25,18 +23,29 @@ FSDP = "--trainer.devices 2 --trainer.strategy fsdp2"
 ALONE = "--trainer.devices 1 --trainer.strategy auto"
 
 
+class Printed(NamedTuple):
+    """What all processes of a command printed."""
+
+    out: str
+    err: str
+
+
 @pytest.fixture(scope="module")
 def fit(tiny_text, tmp_path_factory):
     cwd = tmp_path_factory.mktemp("distributed")
 
     def run(options, *, expect=0, ckpt=None, model=f"{MODEL} {SIZES}"):
+        """Carry out the fit in as many processes as it has devices; what they printed, and what on standard error."""
         start = f"--ckpt_path {ckpt}" if ckpt else f"{model} {DATA} --data.corpus {tiny_text} {TRAINER}"
-        process = subprocess.run(
-            [sys.executable, "-m", "app", "fit", *f"{start} {options}".split()],
-            cwd=cwd, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120,
-        )  # fmt: skip
-        assert process.returncode == expect, process.stdout + process.stderr
-        return process
+        devices = re.search(r"devices (\d)", options)
+        for name in (OUTPUT, ERRORS):
+            (cwd / name).unlink(missing_ok=True)
+        number = int(devices.group(1)) if devices else 1
+        line = f"fit {start} {options}"
+        codes = list(map(end, begin_ranks(line, cwd, number) if number > 1 else [begin(line, cwd)]))
+        printed = Printed(*((cwd / name).read_text(encoding="utf-8") for name in (OUTPUT, ERRORS)))
+        assert codes == [expect] * number, printed
+        return printed
 
     run.cwd = cwd
     return run
@@ -58,9 +67,9 @@ def whole(fit):
 
 @pytest.fixture(scope="module")
 def two_processes(fit):
-    process = fit(f"{GROWTH} {DDP} --run_dir two")
-    assert process.stdout.count("grown before step 5") == 1  # told once, not by every process
-    assert process.stderr == ""
+    printed = fit(f"{GROWTH} {DDP} --run_dir two")
+    assert printed.out.count("grown before step 5") == 1  # told once, not by every process
+    assert printed.err == ""
     return last(fit, "two")
 
 
@@ -94,8 +103,8 @@ def assert_same_curves(one, two):
 
 @pytest.mark.parametrize("stop", [4, 6])
 def test_one_process_is_told_to_stop_and_both_resume_bit_for_bit(fit, two_processes, stop):
-    process = fit(f"{GROWTH} {DDP} {stopper(stop)} --run_dir cut{stop}", expect=143)
-    assert "fit --ckpt_path" in process.stdout
+    printed = fit(f"{GROWTH} {DDP} {stopper(stop)} --run_dir cut{stop}", expect=143)
+    assert "fit --ckpt_path" in printed.out
     assert read_checkpoint(last(fit, f"cut{stop}"))["global_step"] == stop
     fit(DDP, ckpt=last(fit, f"cut{stop}"))
     assert_same_run(last(fit, f"cut{stop}"), two_processes)
@@ -105,8 +114,8 @@ def test_one_process_is_told_to_stop_and_both_resume_bit_for_bit(fit, two_proces
 def test_fsdp2_trains_as_one_process_and_says_why_it_cannot_grow(fit, whole):
     fit(f"{FSDP} --run_dir sharded")
     assert_close_runs(last(fit, "sharded"), whole)
-    process = fit(f"{FSDP} {GROWTH} --run_dir refused", expect=2)
-    assert "python -m app grow" in process.stderr
+    printed = fit(f"{FSDP} {GROWTH} --run_dir refused", expect=2)
+    assert "python -m app grow" in printed.err
     assert not (fit.cwd / "refused").exists()
 
 
@@ -159,9 +168,9 @@ def test_trajectory_memory_trains_on_two_processes_and_sharded(fit):
 
 
 def test_a_batch_that_does_not_split_is_refused(fit):
-    process = fit("--trainer.devices 3 --trainer.strategy ddp --run_dir odd", expect=2)
-    assert process.stderr.count("error:") == 1
-    assert "--data.batch_size 4 does not split over 3 processes" in process.stderr
+    printed = fit("--trainer.devices 3 --trainer.strategy ddp --run_dir odd", expect=2)
+    assert printed.err.count("error:") == 1
+    assert "--data.batch_size 4 does not split over 3 processes" in printed.err
 
 
 def test_muon_is_one_optimizer_over_two_processes_and_refuses_sharding(fit):
@@ -172,6 +181,6 @@ def test_muon_is_one_optimizer_over_two_processes_and_refuses_sharding(fit):
     one, two = read_checkpoint(last(fit, "muon_one")), read_checkpoint(last(fit, "muon_two"))
     for name, value in one["state_dict"].items():
         torch.testing.assert_close(two["state_dict"][name], value, rtol=0, atol=1e-3)  # its products are bfloat16
-    process = fit(f"{muon} {FSDP} --run_dir muon_sharded", expect=2)
-    assert "--optim.optimizer muon" in process.stderr
+    printed = fit(f"{muon} {FSDP} --run_dir muon_sharded", expect=2)
+    assert "--optim.optimizer muon" in printed.err
     assert not (fit.cwd / "muon_sharded").exists()

@@ -13,8 +13,9 @@ import yaml
 
 from app.run.checkpoints import read_checkpoint
 from app.run.folders import LOCK, find_checkpoint, held, new_run_folder, same_run_folder
+from tests.app.forked import begin, end, tell, wait_for
 from tests.app.run.test_resume import assert_same_run
-from tests.app.test_cli import ROOT, SIZES, assert_refused, call, files, start
+from tests.app.test_cli import ROOT, SIZES, assert_refused, call, files
 from tests.callbacks.test_callbacks import scalars
 
 LAST = "checkpoints/last.ckpt"
@@ -243,17 +244,16 @@ def test_auto_does_not_begin_anew_over_a_damaged_checkpoint_and_is_for_fit(tiny)
 
 def test_while_a_run_goes_on_nobody_resumes_it_and_when_it_is_killed_anybody_may(tiny, tmp_path):
     endless = f"{tiny} --optim.schedule constant --checkpoints.every_n_steps 1"
-    process = start(f"{endless} --trainer.max_steps 1000000 --run_dir runs/a", tmp_path)
-    while not process.stdout.readline().startswith("step "):
-        assert process.poll() is None
+    pid = begin(f"{endless} --trainer.max_steps 1000000 --run_dir runs/a", tmp_path)
+    wait_for("step 5/", tmp_path)
     for again in ("--ckpt_path last", f"--ckpt_path runs/a/{LAST}", f"{tiny[4:]} --run_dir runs/a --ckpt_path auto"):
         line = f"fit {again} --trainer.max_steps 1000001"
-        assert_refused(call(line), f"--run_dir runs/a: process {process.pid} on ", "works there")
+        assert_refused(call(line), f"--run_dir runs/a: process {pid} on ", "works there")
     succeed(f"{tiny} --run_dir runs/a")
     assert (Path("runs/a-2") / LAST).is_file()
     succeed(f"validate --ckpt_path runs/a/{LAST}")  # who only reads may
-    process.send_signal(signal.SIGKILL)
-    process.wait(30)
+    tell(pid, signal.SIGKILL)
+    assert end(pid) == -signal.SIGKILL
     at = read_checkpoint(Path("runs/a") / LAST)["global_step"]
     assert f"resumed at step {at:,}" in succeed(f"fit --ckpt_path runs/a --trainer.max_steps {at + 2}")
 

@@ -11,10 +11,9 @@ import pytest
 
 from app.run.checkpoints import read_checkpoint
 from app.stops import lost, lost_processes_told, watch_launched
-from tests.app.forked import OUTPUT, begin, end, tell
+from tests.app.forked import ERRORS, OUTPUT, TIMEOUT, begin, begin_ranks, end, tell, wait_for
 from tests.app.test_cli import ROOT
 
-LONG = 15.0  # seconds that nothing here takes
 LAST = "run/checkpoints/last.ckpt"
 
 
@@ -42,21 +41,13 @@ def start(tmp_path):
         tell(pid, signal.SIGKILL)
 
 
-def wait_for(folder: Path, words: str) -> None:
-    """Wait until the output says so."""
-    deadline = time.monotonic() + LONG
-    while words not in (folder / OUTPUT).read_text(encoding="utf-8"):
-        assert time.monotonic() < deadline, (folder / OUTPUT).read_text(encoding="utf-8")
-        time.sleep(0.01)
-
-
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_workers_serve_a_run_that_is_told_to_stop_until_it_has_saved(endless, start, tmp_path, number, code):
     """`timeout`, SLURM and systemd send SIGTERM to the whole group, a terminal Ctrl-C."""
     pid = start(f"{endless} --data.num_workers 2")
-    wait_for(tmp_path, "step 20")
+    wait_for("step 20", tmp_path)
     tell(pid, number)
-    assert end(pid, LONG) == code
+    assert end(pid) == code
     assert read_checkpoint(tmp_path / LAST)["global_step"] >= 20
     assert "stopped; go on with" in (tmp_path / OUTPUT).read_text(encoding="utf-8")
 
@@ -65,12 +56,12 @@ def test_workers_serve_a_run_that_is_told_to_stop_until_it_has_saved(endless, st
 def test_a_second_signal_stops_at_once_and_leaves_no_folder(endless, start, tmp_path, number, code):
     attack = "--trainer.callbacks+=tests.app.run.attacks.Hang"
     pid = start(f"{endless} {attack}")
-    wait_for(tmp_path, "hangs")
+    wait_for("hangs", tmp_path)
     tell(pid, number)
-    wait_for(tmp_path, "once more stops at once")
+    wait_for("once more stops at once", tmp_path)
     tell(pid, number)
-    assert end(pid, LONG) == code
-    assert [path.name for path in tmp_path.iterdir()] == [OUTPUT]
+    assert end(pid) == code
+    assert {path.name for path in tmp_path.iterdir()} == {OUTPUT, ERRORS}
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
@@ -78,22 +69,22 @@ def test_a_second_signal_stops_at_once_and_leaves_no_folder(endless, start, tmp_
 def test_a_signal_before_training_ends_the_command_and_leaves_nothing(endless, start, tmp_path, moment, number, code):
     attack = f"--trainer.callbacks+=tests.app.run.attacks.Hang --trainer.callbacks.moment {moment}"
     pid = start(f"{endless} {attack}")
-    wait_for(tmp_path, "hangs")
+    wait_for("hangs", tmp_path)
     tell(pid, number)
-    assert end(pid, LONG) == code
-    assert [path.name for path in tmp_path.iterdir()] == [OUTPUT]
+    assert end(pid) == code
+    assert {path.name for path in tmp_path.iterdir()} == {OUTPUT, ERRORS}
 
 
 def test_verbs_that_train_nothing_are_stopped_alike(start, tmp_path, monkeypatch):
     def demo():
         print("demo", flush=True)
-        time.sleep(LONG)
+        time.sleep(TIMEOUT)
 
     monkeypatch.setattr("app.run.demo.demo", demo)
     pid = start("demo")
-    wait_for(tmp_path, "demo")
+    wait_for("demo", tmp_path)
     tell(pid, signal.SIGTERM)
-    assert end(pid, LONG) == 143
+    assert end(pid) == 143
 
 
 # Processes of one run -------------------------------------------------------------------------------------------------
@@ -112,7 +103,7 @@ def on_two(endless: str, folder: Path) -> subprocess.Popen:
 def launched_by(process: subprocess.Popen) -> int:
     """The process that the first one has launched, as soon as there is one."""
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    deadline = time.monotonic() + LONG
+    deadline = time.monotonic() + TIMEOUT
     while not (found := children.read_text().split()):
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -121,7 +112,7 @@ def launched_by(process: subprocess.Popen) -> int:
 
 def assert_ends(pid: int) -> None:
     """It is gone, or soon is."""
-    deadline = time.monotonic() + LONG
+    deadline = time.monotonic() + TIMEOUT
     while Path(f"/proc/{pid}/stat").exists() and ") Z " not in Path(f"/proc/{pid}/stat").read_text():
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -135,19 +126,17 @@ def test_a_run_that_is_stopped_while_it_starts_leaves_no_process(endless, tmp_pa
     process = on_two(endless, tmp_path)
     second = launched_by(process)
     process.terminate()
-    assert process.wait(LONG) == 143
+    assert process.wait(TIMEOUT) == 143
     assert_ends(second)
     assert not (tmp_path / "run").exists()
 
 
-@linux
 def test_a_process_that_is_killed_ends_the_run_with_one_line(endless, tmp_path):
-    process = on_two(endless, tmp_path)
-    second = launched_by(process)
-    wait_for(tmp_path, "step 20")
-    os.kill(second, signal.SIGKILL)
-    assert process.wait(LONG) == 2
-    (line,) = [line for line in (tmp_path / OUTPUT).read_text().splitlines() if "rror" in line]
+    pids = begin_ranks(f"{endless} --trainer.devices 2 --trainer.strategy ddp", tmp_path)
+    wait_for("step 20", tmp_path)
+    tell(pids[1], signal.SIGKILL)
+    assert [end(pid) for pid in pids] == [2, -signal.SIGKILL]
+    (line,) = (tmp_path / ERRORS).read_text(encoding="utf-8").splitlines()
     assert line.startswith("error: another process of this run is gone; ")
 
 
@@ -163,7 +152,7 @@ def test_launched_processes_that_failed_are_told_from_those_that_did_not():
     good, bad, slow = (subprocess.Popen([sys.executable, "-c", code]) for code in ("", "exit(3)", "input()"))
     slow.kill()
     for process in (good, bad, slow):
-        process.wait(LONG)
+        process.wait(TIMEOUT)
     assert lost([good]) == ""
     assert lost([good, bad]) == "process 2 of this run ended with exit code 3"
     assert lost([slow]) == "process 1 of this run was ended by SIGKILL"
@@ -174,6 +163,6 @@ def test_where_a_process_is_stuck_for_a_lost_one_a_thread_ends_it(capfd):
     if (pid := os.fork()) == 0:
         lost_one = subprocess.Popen([sys.executable, "-c", "exit(1)"])
         watch_launched([lost_one])
-        time.sleep(LONG)
-    assert end(pid, LONG) == 1
+        time.sleep(TIMEOUT)
+    assert end(pid) == 1
     assert capfd.readouterr().err == "error: process 1 of this run ended with exit code 1\n"

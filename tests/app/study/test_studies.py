@@ -2,10 +2,9 @@
 
 import csv
 import json
+import os
 import re
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ from app.run.folders import held
 from app.study.gather import gather, records_in
 from app.study.processes import is_done, outcome, plain_commands, resumed, stages
 from app.study.study import Planned, Study, compact, read_study
+from tests.app.forked import OUTPUT, begin, end, wait_for
 
 ROOT = Path(__file__).resolve().parents[3]
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -203,12 +203,11 @@ def test_two_processes_do_not_work_in_one_folder(tmp_path):
 
 def test_a_comparison_is_killed_goes_on_and_is_reported(presets, tmp_path, capsys):
     out = tmp_path / "study"
-    command = [sys.executable, "-m", "app", *map(str, comparison(presets, out, "--workers", 1))]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout.readline() == f"compare: 6 runs in {out}\n"
-    assert process.stdout.readline().startswith("1/4 text-Transformer-1.28k-lr0.01-s1: loss ")
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == 143
+    process = begin(" ".join(map(str, comparison(presets, out, "--workers", 1))), tmp_path)
+    wait_for("1/4 text-Transformer-1.28k-lr0.01-s1: loss ", tmp_path)
+    assert (tmp_path / OUTPUT).read_text().startswith(f"compare: 6 runs in {out}\n")
+    os.kill(process, signal.SIGTERM)
+    assert end(process) == 143
     done = out / "text-Transformer-1.28k-lr0.01-s1" / "record.json"
     before = done.stat().st_mtime_ns
 
