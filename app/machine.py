@@ -19,6 +19,7 @@ from typing import Any, Literal
 Device = Literal["auto", "cpu", "cuda"]
 TRACEBACK_VARIABLE = "GREENHOUSE_TRACEBACK"  # set by a user who wants to see where a message comes from
 RUN_DIR_VARIABLE = "GREENHOUSE_RUN_DIR"  # tells the processes that the first one launches which folder it chose
+FIRST_PROCESS_VARIABLE = "GREENHOUSE_FIRST_PROCESS"  # and which process that is
 UTF8_VARIABLE = "PYTHONUTF8"
 ENCODING_VARIABLE = "PYTHONIOENCODING"
 NODE_VARIABLES = ("NODE_RANK", "GROUP_RANK")  # by hand, and of torchrun
@@ -59,13 +60,18 @@ def knows_its_node() -> bool:
 
 def announce_run_dir(run_dir: Path) -> None:
     """Tell the processes that this one launches which folder the run has."""
-    os.environ[RUN_DIR_VARIABLE] = str(run_dir)
+    os.environ |= {RUN_DIR_VARIABLE: str(run_dir), FIRST_PROCESS_VARIABLE: str(os.getpid())}
 
 
 def announced_run_dir() -> Path | None:
     """The folder that the process which launched this one chose; None in the first process."""
     launched = os.environ.get(RUN_DIR_VARIABLE) if os.environ.get("LOCAL_RANK", "0") != "0" else None
     return Path(launched) if launched else None
+
+
+def has_lost_first_process() -> bool:
+    """Whether the process that launched this one has ended; False in a process that was not launched so."""
+    return announced_run_dir() is not None and os.environ.get(FIRST_PROCESS_VARIABLE) != str(os.getppid())
 
 
 def only_gpu(number: int) -> dict[str, str]:

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
-from app.machine import announced_run_dir
+from app.machine import announced_run_dir, has_lost_first_process
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 POLL = 0.5  # seconds between two looks
@@ -71,13 +71,12 @@ def end_with_first_process() -> None:
     """Let this process, if another one launched it to train the same run, end some time after that one."""
     if announced_run_dir() is None:
         return
-    first, rank = os.getppid(), os.environ["LOCAL_RANK"]
 
     def watch() -> None:
-        while os.getppid() == first:
+        while not has_lost_first_process():
             time.sleep(POLL)
         time.sleep(GRACE)
-        end_here(f"process 0 of this run is gone; process {rank} ends, too")
+        end_here("the first process of this run is gone; those that it launched end, too")
 
     in_background(watch)
 

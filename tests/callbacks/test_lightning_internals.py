@@ -1,8 +1,10 @@
 """Lightning still has the private names that we use, and still means the same by them."""
 
 import ast
+import os
 import signal
 from pathlib import Path
+from unittest import mock
 
 import lightning as L
 import pytest
@@ -146,7 +148,8 @@ def test_launched_processes_are_watched_by_us(monkeypatch):
     watched = []
     watch_launched_by(watched.append)
     launcher = subprocess_script._SubprocessScriptLauncher(LightningEnvironment(), num_processes=1, num_nodes=1)
-    launcher.launch(lambda: None)
+    with mock.patch.dict(os.environ):  # which it changes
+        launcher.launch(lambda: None)
     assert watched == [launcher.procs], "Lightning no longer calls _launch_process_observer"
 
 
