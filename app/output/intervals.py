@@ -1,13 +1,15 @@
-"""Means of a few values with Student's interval, as for differences paired by seed."""
+"""Means of a few values with Student's interval, paired by seed or not, and corrected for how many were tested."""
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 LEVEL = 0.95
-T_QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)  # 97.5 %, by degrees of freedom
+TINY = 1e-300  # in the place of a denominator that vanishes
+MAX_TERMS = 1000  # of a continued fraction, which needs tens
 UNKNOWN = "not known"
 
 
@@ -18,6 +20,13 @@ class Interval:
     value: float
     low: float | None = None
     high: float | None = None
+
+
+@dataclass(frozen=True)
+class Difference(Interval):
+    """A difference of two means, and how likely one as large is where there is none; None where that is not known."""
+
+    p: float | None = None
 
 
 def t_interval(differences: Sequence[float]) -> Interval:
@@ -35,19 +44,73 @@ def paired_difference(ours: Mapping[int, float], theirs: Mapping[int, float]) ->
     return t_interval([ours[seed] - theirs[seed] for seed in seeds]) if seeds else None
 
 
-def t_quantile(freedom: int) -> float:
-    """Student's 97.5 % quantile; beyond the table by Fisher's expansion, right to 1e-4."""
-    if freedom <= len(T_QUANTILES):
-        return T_QUANTILES[freedom - 1]
-    z = statistics.NormalDist().inv_cdf((1 + LEVEL) / 2)
-    terms = (
-        z,
-        (z**3 + z) / 4,
-        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
-        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
-    )
-    return float(sum(term / freedom**power for power, term in enumerate(terms)))
+def welch_difference(ours: Sequence[float], theirs: Sequence[float]) -> Difference:
+    """Difference of the means of two samples whose variances may differ, with Welch's interval and two-sided p.
+
+    B. L. Welch, Biometrika 34 (1947): t on (a + b)^2 / (a^2 / (n - 1) + b^2 / (m - 1)) degrees of freedom, where a and
+    b are the squared standard errors. Without ends where a sample has a single value.
+    """
+    value = statistics.fmean(ours) - statistics.fmean(theirs)
+    if min(len(ours), len(theirs)) < 2:
+        return Difference(value)
+    a, b = (statistics.variance(sample) / len(sample) for sample in (ours, theirs))
+    if not a + b:
+        return Difference(value, value, value, 1.0 if value == 0 else 0.0)
+    share = a / (a + b)  # so that no square of a small variance vanishes
+    freedom = 1 / (share**2 / (len(ours) - 1) + (1 - share) ** 2 / (len(theirs) - 1))
+    error = math.sqrt(a + b)
+    half = t_quantile(freedom) * error
+    return Difference(value, value - half, value + half, 2 * t_tail(abs(value) / error, freedom))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Correct p values for how many there are, by steps down (S. Holm, Scandinavian Journal of Statistics 6, 1979)."""
+    corrected, largest, tests = [0.0] * len(p_values), 0.0, len(p_values)
+    for rank, place in enumerate(sorted(range(tests), key=p_values.__getitem__)):
+        largest = max(largest, min(1.0, (tests - rank) * p_values[place]))
+        corrected[place] = largest
+    return corrected
+
+
+def t_tail(t: float, freedom: float) -> float:
+    """Probability that Student's t is above t >= 0."""
+    return incomplete_beta(freedom / 2, 0.5, freedom / (freedom + t * t)) / 2
+
+
+def t_quantile(freedom: float, level: float = LEVEL) -> float:
+    """Between minus this and this lies Student's t with probability `level`; by bisection."""
+    tail, low, high = (1 - level) / 2, 0.0, 1.0
+    while t_tail(high, freedom) > tail:
+        high *= 2
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if t_tail(middle, freedom) > tail else (low, middle)
+    return high
+
+
+def incomplete_beta(a: float, b: float, x: float) -> float:
+    """The regularised incomplete beta function I_x(a, b), by its continued fraction (DLMF 8.17.22)."""
+    if x <= 0 or x >= 1:
+        return float(x >= 1)
+    if x > (a + 1) / (a + b + 2):  # where the fraction converges slowly
+        return 1 - incomplete_beta(b, a, 1 - x)
+    front = math.exp(math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x))
+    return front * beta_fraction(a, b, x) / a
+
+
+def beta_fraction(a: float, b: float, x: float) -> float:
+    """1 / (1 + d_1 / (1 + d_2 / ...)), the fraction of DLMF 8.17.22, evaluated from the front (Lentz's method)."""
+    c, d = 1.0, 1 / ((1 - (a + b) * x / (a + 1)) or TINY)
+    value = d
+    for m in range(1, MAX_TERMS):
+        even = m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m))
+        odd = -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1))
+        for term in (even, odd):
+            c, d = (1 + term / c) or TINY, 1 / ((1 + term * d) or TINY)
+            value *= c * d
+        if abs(c * d - 1) < 1e-15:
+            break
+    return value
 
 
 def spread(values: Sequence[float]) -> str:
