@@ -67,6 +67,13 @@ def description_of(trainer: L.Trainer) -> dict[str, Any]:
     return data.description if isinstance(data, DescribedData) else {}
 
 
+def chance_of(trainer: L.Trainer) -> dict[str, float]:
+    """The metric that judges the DataModule's task, at chance; nothing if there is none, or it says nothing."""
+    data = trainer.datamodule  # type: ignore[attr-defined]
+    chance: dict[str, float] = getattr(data, "chance", {})
+    return chance
+
+
 def text_of(trainer: L.Trainer) -> TextData | None:
     """The trainer's DataModule, if its tokens are characters."""
     data = trainer.datamodule  # type: ignore[attr-defined]

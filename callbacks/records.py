@@ -22,6 +22,7 @@ from callbacks.atomic import write_json
 from callbacks.checkpoints import RunStopped
 from callbacks.common import (
     at_logging_step,
+    chance_of,
     description_of,
     in_fit_validation,
     split_measured,
@@ -78,6 +79,7 @@ def describe(trainer: L.Trainer, pl_module: LanguageModel, command: Sequence[str
         "model_options": plain(pl_module.hparams),
         "data": type(data).__name__,
         "data_options": description_of(trainer),
+        "chance": chance_of(trainer),
         "optim": asdict(pl_module.optim),
         "seed": pl_module.seed,
         "max_steps": total_steps(trainer),

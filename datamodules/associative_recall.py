@@ -122,6 +122,11 @@ class AssociativeRecall(TaskData):
         self.num_samples = {"validate": num_val_samples, "test": num_test_samples}
         self.metrics = ("accuracy", "exact_match")
 
+    @property
+    def chance(self) -> dict[str, float]:
+        """Any value of the vocabulary."""
+        return {"accuracy": 1 / (self.recall.first_noise - self.recall.first_value)}
+
     def train_stream(self) -> SampleStream:
         """Sequences whose size changes from batch to batch."""
         generate = partial(training_batch, self.seed, self.train_mixture, self.recall)

@@ -238,6 +238,14 @@ class TaskData(L.LightningDataModule):
         options = {name: value for name, value in self.hparams.items() if not name.startswith("_")}
         return {"task": type(self).__name__} | options
 
+    @property
+    def chance(self) -> dict[str, float]:
+        """What the metric that judges the task is where nothing is known but how often each answer occurs.
+
+        None has learned the task whose metric is no better; empty for a task that does not say.
+        """
+        return {}
+
     def train_dataloader(self) -> StreamLoader:
         """This process's part of the training stream."""
         if self.batch_size % self._world_size:

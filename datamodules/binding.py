@@ -101,6 +101,11 @@ class Binding(TaskData):
         self.vocab_size = vocab_size
         self.num_samples = {"validate": num_val_samples, "test": num_test_samples}
 
+    @property
+    def chance(self) -> dict[str, float]:
+        """Any value of the vocabulary."""
+        return {"accuracy": 1 / (self.vocab_size - self.vocab_size // 2)}
+
     def train_stream(self) -> SampleStream:
         """Sequences of which all keys are scored."""
         generate = partial(numbered_batch, self.seed, "train", self.vocab_size, None)

@@ -21,7 +21,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
 
 from datamodules.base import IGNORED, Batch, SampleStream, TaskData, check_at_least
-from datamodules.corpora import PYTHON_STDLIB, Corpus, load_corpus
+from datamodules.corpora import CHUNK, PYTHON_STDLIB, Corpus, load_corpus
 from datamodules.randomness import Ints, random_bits, random_integers, stream_key
 
 SPLITS = {"90/5/5": (90, 95, 95), "90/10": (90, 100, 90)}  # ends of train and validation, begin of test, in percent
@@ -156,6 +156,14 @@ class CharText(TaskData):
         """The task's parameters and the text's fingerprint, for a run's record."""
         fingerprint = {"characters": len(self.corpus.ids), "sha256": self.corpus.sha256, "vocab_size": self.vocab_size}
         return super().description | fingerprint
+
+    @property
+    def chance(self) -> dict[str, float]:
+        """The entropy of the characters, one by one, in the training part."""
+        ids, places = self.parts["train"], range(0, len(self.parts["train"]), CHUNK)
+        counts_V = sum(np.bincount(ids[first : first + CHUNK], minlength=self.vocab_size) for first in places)
+        shares = counts_V[counts_V > 0] / len(ids)
+        return {"bits_per_char": float(-(shares * np.log2(shares)).sum())}
 
     def encode(self, text: str) -> list[int]:
         """Characters -> tokens; ValueError names those that the vocabulary lacks."""

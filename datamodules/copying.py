@@ -116,6 +116,11 @@ class Copying(TaskData):
         self.num_samples = {"validate": num_val_samples, "test": num_test_samples}
         self.metrics = ("accuracy", "exact_match", *(("free_running_exact_match",) if free_running else ()))
 
+    @property
+    def chance(self) -> dict[str, float]:
+        """Any symbol of the alphabet."""
+        return {"accuracy": 1 / (self.vocab_size - (3 if self.hparams["selective"] else 2))}
+
     def train_stream(self) -> SampleStream:
         """Strings whose length changes from batch to batch."""
         lengths = self.hparams["min_length"], self.hparams["max_length"]

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from jsonargparse import ArgumentParser
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
-from datamodules import AssociativeRecall, Binding, Copying, StreamLoader, TaskData
+from datamodules import AssociativeRecall, Binding, CharText, Copying, StreamLoader, TaskData
 from datamodules.base import IGNORED, SampleStream
 from datamodules.binding import binding_batch
 from datamodules.copying import BLANK, BOS, SEP, copying_batch
@@ -632,3 +632,16 @@ def test_slices_and_metrics_are_named():
 def test_mistakes_are_named(build, message):
     with pytest.raises(ValueError, match=message.replace("[", r"\[").replace("]", r"\]")):
         build()
+
+
+# Chance ---------------------------------------------------------------------------------------------------------------
+
+
+def test_chance_is_what_a_guess_by_frequency_gets(tmp_path):
+    assert Copying(vocab_size=32).chance == {"accuracy": 1 / 30}
+    assert Copying(vocab_size=33, selective=True).chance == {"accuracy": 1 / 30}
+    assert AssociativeRecall().chance == {"accuracy": 1 / 4096}
+    assert Binding(vocab_size=64).chance == {"accuracy": 1 / 32}
+    (tmp_path / "text.txt").write_text("aabb" * 25 + "ccdd" * 25)  # of the first 180: 50, 50, 40, 40
+    text = CharText(corpus=str(tmp_path / "text.txt"), seq_len=4)
+    assert text.chance["bits_per_char"] == pytest.approx(1.9911, abs=1e-4)
