@@ -60,6 +60,9 @@ class LanguageModel(L.LightningModule):
     scales_with_width: ClassVar[tuple[str, ...] | None] = None
     """Names of the options that go along with d_model in a comparison of widths; each model says its own."""
 
+    searched: ClassVar[Mapping[str, Sequence[Any]]] = {}
+    """Options of its own that a comparison's search tries, and their choices, beside those that all models share."""
+
     def __init__(
         self,
         vocab_size: int,

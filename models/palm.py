@@ -12,7 +12,7 @@ Shapes: B batch, T time, D width, H heads, K width of a head, R rank.
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -247,6 +247,7 @@ class Palm(LanguageModel):
     """
 
     scales_with_width = ("num_heads", "rank", "embedding_rank")
+    searched: ClassVar = {"mixing": ("detail", "aft")}
 
     def __init__(
         self,

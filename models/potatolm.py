@@ -12,7 +12,7 @@ positions of a chunk, M = B T.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -255,6 +255,7 @@ class PotatoLM(LanguageModel):
     """
 
     scales_with_width = ("num_heads",)
+    searched: ClassVar = {"carry_norm": (False, True)}
 
     def __init__(
         self,

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -267,6 +267,7 @@ class TokenFormer(GrowableModel):
     """
 
     scales_with_width = ("num_heads", "num_param_tokens", "num_ffn_param_tokens")
+    searched: ClassVar = {"normalization": ("l2_norm_gelu", "gelu_l2_norm", "softmax")}
 
     def __init__(
         self,

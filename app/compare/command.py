@@ -1,7 +1,8 @@
 """`python -m app compare`: models on tasks under one budget, over sizes and seeds, each run an ordinary fit.
 
-A run is an experiment file, such as `app/configs/experiment/recall/palm.yaml`, with the study's size, budget, learning
-rate and seed. What needs PyTorch is imported by the functions that use it.
+A run is an experiment file, such as `app/configs/experiment/recall/palm.yaml`, with the study's size and budget, the
+configuration that the search chose, and a seed that chose nothing. What needs PyTorch is imported by the functions that
+use it.
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ from app.cli.groups import OptionGroup
 from app.cli.invocation import command_line
 from app.cli.names import known_models
 from app.compare.grid import Grid, budget, widths
+from app.compare.space import read_space
 from app.output.progress import announce
 from app.study.conduct import OURS, check_place_and_trainer, conduct
 from app.study.study import Study
 
 HELP = "python -m app compare --help"
-PRESETS = Path(os.path.relpath(Path(__file__).parents[1] / "configs" / "experiment"))
+CONFIGS = Path(os.path.relpath(Path(__file__).parents[1] / "configs"))
+PRESETS, SPACE = CONFIGS / "experiment", CONFIGS / "search.yaml"
 TASKS = ("copying", "recall", "shakespeare")
 TRAINER_OPTIONS = OptionGroup(ours=OURS)
 
@@ -33,32 +36,38 @@ def compare(
     seeds: list[int] | None = None,
     tokens: float | list[float] | None = None,
     flops: float | list[float] | None = None,
+    search: int = 0,
+    space: Path = SPACE,
+    search_seed: int = 0,
     learning_rates: list[float] | None = None,
-    validations: int = 5,
+    validations: int = 10,
     presets: Path = PRESETS,
     trainer: OptionGroup = TRAINER_OPTIONS,
     out: Path = Path("runs/compare"),
     workers: int | None = None,
     print_commands: bool = False,
 ) -> int:
-    """Compare models on tasks under one budget: mean and spread over seeds, each model at its best learning rate.
+    """Compare models on tasks under one budget, with the same search for every model: means over seeds, and who learns.
 
     Args:
         models: Models, the first of which the others are compared with; by default all, the Transformer first.
         tasks: Folders of experiment files; by default [copying,recall,shakespeare].
         d_models: Widths; what a model scales with its width goes along. By default the width of the experiment file.
-        seeds: Seeds of data and models; by default [1,2,3].
+        seeds: Seeds of data and models, none of which chooses anything; by default [1,2,3,4,5].
         tokens: Budget of training tokens of each run, or several budgets.
         flops: Budget of training FLOPs of each run, or several, in the place of tokens.
-        learning_rates: Multiples of the file's learning rates; the first seed tries them all, and the one of least
-            validation loss is taken by the others. By default [0.3,1,3].
+        search: Configurations to try for each model and task, the same number for all: halved successively, chosen by
+            validation, and told in the report. 0 takes the experiment files as they are.
+        space: File of what the search chooses from.
+        search_seed: Seed of data and models in the search, none of --seeds.
+        learning_rates: Multiples of the file's learning rates to try in the place of a search, at the whole budget.
         validations: Validations in each run, the last at its end.
         presets: Folder of the experiment files, TASK/*.yaml.
         trainer: Options of Lightning's Trainer, such as --trainer.accelerator, --trainer.devices, --trainer.precision.
         out: Folder of the runs and of study.json, compare.md and compare.csv.
         workers: Runs side by side; by default one a GPU, else one a core.
-        print_commands: Print the commands of the runs that can be started, and start none. Those of further seeds
-            come when the learning rate is chosen: when the first seed's runs are done, print again.
+        print_commands: Print the commands of the runs that can be started, and start none. What the search decides
+            comes when its runs are done: print again.
 
     Returns:
         0, or 1 if a run failed.
@@ -66,18 +75,22 @@ def compare(
     at_least_one(workers=workers)
     grid = Grid(
         unique("models", known_models(models)), unique("tasks", TASKS if tasks is None else tasks), widths(d_models),
-        unique_seeds([1, 2, 3] if seeds is None else seeds), *budget(tokens, flops),
-        unique("learning_rates", [0.3, 1.0, 3.0] if learning_rates is None else learning_rates), validations, presets,
-        trainer.options,
+        unique_seeds([1, 2, 3, 4, 5] if seeds is None else seeds), search, search_seed, read_space(space),
+        *budget(tokens, flops), [] if learning_rates is None else unique("learning_rates", learning_rates),
+        validations, presets, trainer.options,
     )  # fmt: skip
     if not print_commands:
         announce(f"compare: {grid.num_runs} runs in {out}")
-    from app.compare.plan import check_runs, extend, first_runs
+    from app.compare.plan import check_runs, plan
 
     check_place_and_trainer(out, trainer, print_commands, HELP)
     check_runs(grid)
-    study = Study("compare", command_line(), grid.plain(), first_runs(grid))
-    return conduct(study, out, workers, print_commands, conclude, lambda study: extend(study, grid))
+    study = Study("compare", command_line(), grid.plain(), plan(grid, {}))
+
+    def extend(study: Study) -> None:
+        study.plan = plan(grid, study.records)
+
+    return conduct(study, out, workers, print_commands, conclude, extend)
 
 
 def conclude(study: Study, out: Path, console: Any) -> None:

@@ -1,20 +1,24 @@
-"""What a comparison shows: for each model, task, width and budget the quality at the learning rate that was chosen.
+"""What a comparison shows: for each model, task, width and budget the quality with what was chosen for it.
 
-The learning rate is that of least validation loss at the end of the first seed's runs; the test is only ever reported.
+Models are compared with the first one by Welch's interval, as different models share no noise worth pairing, and the p
+values of a table are corrected together by Holm's method. A model at chance is untrained: it has no difference, and
+neither wins nor loses. The test is only ever reported.
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from app.output.intervals import Interval, paired_difference
+from app.compare.outcomes import has_learned, validation_loss
+from app.output.intervals import LEVEL, Difference, holm, welch_difference
 from app.study.study import Record, StudiedRun, Study
 
-LABELS = ("task", "model", "d_model", "budget")  # of a group of runs, over which learning rate and seed vary
+LABELS = ("task", "model", "d_model", "budget")  # of a group of runs, over which trials and seeds vary
 QUALITIES = {"bits_per_char": "bits/char", "accuracy": "accuracy"}  # the first that a test has is what counts
+SMALLER_IS_BETTER = ("bits_per_char", "loss")
 
 
 @dataclass(frozen=True)
@@ -24,14 +28,19 @@ class Row:
     Attributes:
         task, model, d_model, budget: What it is.
         unit: Unit of the budget.
-        factor: The learning rate that was chosen, as a multiple of the experiment file's; None if all diverged.
-        at_edge: Whether it is the least or the greatest of several, so that a better one may lie beyond.
-        seeds: Whose runs were measured.
-        diverged: Runs at the chosen learning rate that diverged, which count in nothing else.
+        factor: The learning rate that was chosen, as a multiple of the recipe's; None if all diverged.
+        at_edge: Whether it is at an end of the range, so that a better one may lie beyond.
+        configuration: What else was chosen, over the experiment file.
+        search: How: number of trials, whether one learned, widenings, the range; empty where nothing was searched.
+        runs: Names of the runs that were measured.
+        seeds: Their seeds.
+        learned: How many of them ended above chance; None where chance is not known.
+        diverged: Runs that diverged, which count in nothing else.
         parameters, tokens, flops, seconds: Means over the seeds; seconds of training.
         quality: Name of what is measured.
         values: By slice, of each seed; the first slice is the whole test.
-        difference: Difference of the whole test from the first model's, paired by seed, with a t interval.
+        difference: Difference of the whole test from the first model's.
+        p: Its p value, corrected for all differences of the setting.
     """
 
     task: str
@@ -41,7 +50,11 @@ class Row:
     unit: str
     factor: float | None
     at_edge: bool
+    configuration: dict[str, Any]
+    search: dict[str, Any]
+    runs: list[str]
     seeds: list[int]
+    learned: int | None
     diverged: int
     parameters: int
     tokens: float
@@ -49,58 +62,65 @@ class Row:
     seconds: float
     quality: str
     values: dict[str, list[float]]
-    difference: Interval | None = None
+    difference: Difference | None = None
+    p: float | None = None
 
     @property
     def setting(self) -> tuple[Any, ...]:
         """What models are compared at."""
         return self.task, self.d_model, self.budget
 
-    def by_seed(self) -> dict[int, float]:
-        """The whole test of each seed."""
-        return dict(zip(self.seeds, self.values.get("", []), strict=False))
+    @property
+    def untrained(self) -> bool:
+        """Whether no seed learned anything."""
+        return self.learned == 0
+
+    @property
+    def verdict(self) -> str:
+        """In a word: untrained; learned, where it cannot be compared; else better, worse or undecided."""
+        if self.untrained:
+            return "untrained"
+        if self.difference is None or self.p is None:
+            return "" if self.learned is None else "learned"
+        if self.p >= 1 - LEVEL:
+            return "undecided"
+        return "better" if (self.difference.value < 0) == (self.quality in SMALLER_IS_BETTER) else "worse"
 
     def plain(self) -> dict[str, Any]:
         """As JSON has it."""
-        return asdict(self)
+        return asdict(self) | {"verdict": self.verdict}
 
 
-def validation_loss(record: Record | None) -> float | None:
-    """At the end of a run; None if it diverged."""
-    if not record or record["status"] != "finished":
-        return None
-    value = record["final"].get("val/loss")
-    return None if value is None else float(value)
-
-
-def best_factor(records: Mapping[float, Record | None]) -> float | None:
-    """The learning rate of least validation loss; None if all diverged."""
-    losses = {factor: loss for factor, record in records.items() if (loss := validation_loss(record)) is not None}
-    return min(losses, key=losses.__getitem__) if losses else None
+# Which runs count -----------------------------------------------------------------------------------------------------
 
 
 def groups(study: Study) -> list[list[StudiedRun]]:
-    """The finished runs of each model, task, width and budget, in the order of the plan; each has one run or more."""
+    """The finished runs that count of each model, task, width and budget, in the order of the plan; at least one."""
     labels = list(dict.fromkeys(tuple(run.labels[name] for name in LABELS) for run in study.plan))
     runs = (study.runs(**dict(zip(LABELS, group, strict=True))) for group in labels)
-    return [group for group in runs if group]
-
-
-def tried_factors(runs: Sequence[StudiedRun]) -> dict[float, Record]:
-    """The learning rates that the first seed of a group tried, and their records."""
-    return {run.labels["factor"]: run.record for run in runs if run.labels["seed"] == runs[0].labels["seed"]}
+    counting = ([run for run in at_chosen_rate(group) if "rung" not in run.labels] for group in runs if group)
+    return [group for group in counting if group]
 
 
 def at_chosen_rate(runs: Sequence[StudiedRun]) -> list[StudiedRun]:
-    """A group's runs at its chosen learning rate."""
-    factor = best_factor(tried_factors(runs))
-    return [run for run in runs if run.labels["factor"] == factor]
+    """Of an older study, whose first seed tried all learning rates, the runs at the best of these; else all."""
+    if any("trial" in run.labels for run in runs):
+        return list(runs)
+    tried = [run for run in runs if run.labels["seed"] == runs[0].labels["seed"]]
+    ended = {run.labels["factor"]: loss for run in tried if (loss := validation_loss(run.record)) is not None}
+    factors = sorted(run.labels["factor"] for run in tried)
+    best = min(ended, key=ended.__getitem__, default=None)
+    edge = "" if best not in (factors[0], factors[-1]) or len(factors) == 1 else "low" if best == factors[0] else "high"
+    chosen = runs if best is None else [run for run in runs if run.labels["factor"] == best]
+    return [replace(run, labels=run.labels | {"factor": best, "search": {"edge": edge}}) for run in chosen]
 
 
 def chosen_runs(study: Study) -> list[str]:
-    """Names of the runs at the chosen learning rates that did not diverge."""
-    chosen = [run for group in groups(study) for run in at_chosen_rate(group)]
-    return [run.name for run in chosen if validation_loss(run.record) is not None]
+    """Names of the runs that count and did not diverge."""
+    return [run.name for group in groups(study) for run in group if validation_loss(run.record) is not None]
+
+
+# Rows -----------------------------------------------------------------------------------------------------------------
 
 
 def slices(record: Record, quality: str) -> dict[str, float]:
@@ -110,23 +130,32 @@ def slices(record: Record, quality: str) -> dict[str, float]:
     return {key[len(whole) + 1 :]: float(measured[key]) for key in measured if f"{key}/".startswith(f"{whole}/")}
 
 
+def num_learned(runs: Iterable[StudiedRun]) -> int | None:
+    """How many runs learned anything; None where that is not known of one."""
+    known = [has_learned(run.record) for run in runs]
+    return None if None in known or not known else sum(map(bool, known))
+
+
 def row(group: Sequence[StudiedRun]) -> Row:
     """What the runs of a group show."""
-    tried, runs = sorted(tried_factors(group)), at_chosen_rate(group)
-    factor = runs[0].labels["factor"] if runs else None
-    ended = [run for run in runs if run.record.get("test")]
+    ended = [run for run in group if run.record.get("test")]
     quality = next((name for name in QUALITIES if ended and f"test/{name}" in ended[0].record["test"]), "loss")
     measured = [slices(run.record, quality) for run in ended]
     shared = [name for name in (measured[0] if measured else {}) if all(name in values for values in measured)]
-    shown = [run.record for run in ended or runs or group]
+    shown = [run.record for run in ended or group]
     means = {key: statistics.fmean(record[key] for record in shown) for key in ("tokens", "flops", "seconds")}
     labels = group[0].labels
+    search = labels.get("search", {})
     return Row(
         **{name: labels[name] for name in (*LABELS, "unit")},
-        factor=factor,
-        at_edge=factor is not None and len(tried) > 1 and factor in (tried[0], tried[-1]),
+        factor=labels["factor"],
+        at_edge=bool(search.get("edge")),
+        configuration=labels.get("configuration", {}),
+        search=search if search.get("trials") else {},
+        runs=[run.name for run in ended],
         seeds=[run.labels["seed"] for run in ended],
-        diverged=len(runs) - len(ended),
+        learned=num_learned(ended),
+        diverged=len(group) - len(ended),
         parameters=shown[0]["parameters"],
         **means,
         quality=quality,
@@ -138,11 +167,26 @@ def comparison_rows(study: Study) -> list[Row]:
     """All rows, in the order of the plan, each with its difference from the first model's."""
     rows = [row(group) for group in groups(study)]
     baselines = {other.setting: other for other in rows if other.model == rows[0].model}
-    return [replace(ours, difference=difference(ours, baselines.get(ours.setting))) for ours in rows]
+    rows = [replace(ours, difference=difference(ours, baselines.get(ours.setting))) for ours in rows]
+    p_values = {(ours.setting, ours.model): p for table in tables(rows) for ours, p in corrected(table)}
+    return [replace(ours, p=p_values.get((ours.setting, ours.model))) for ours in rows]
 
 
-def difference(ours: Row, theirs: Row | None) -> Interval | None:
-    """The difference of the whole test, paired by seed."""
-    if theirs is None or theirs is ours or ours.quality != theirs.quality:
+def tables(rows: Sequence[Row]) -> list[list[Row]]:
+    """The rows of each setting, which are compared with each other."""
+    settings = list(dict.fromkeys(ours.setting for ours in rows))
+    return [[ours for ours in rows if ours.setting == setting] for setting in settings]
+
+
+def corrected(table: Sequence[Row]) -> list[tuple[Row, float]]:
+    """The rows of a setting that are compared, each with its corrected p value."""
+    tested = [(ours, ours.difference.p) for ours in table if ours.difference and ours.difference.p is not None]
+    return list(zip([ours for ours, _ in tested], holm([p for _, p in tested]), strict=True))
+
+
+def difference(ours: Row, theirs: Row | None) -> Difference | None:
+    """The difference of the whole test; None where there is nothing to compare, or one of the two learned nothing."""
+    if theirs is None or theirs is ours or ours.quality != theirs.quality or ours.untrained or theirs.untrained:
         return None
-    return paired_difference(ours.by_seed(), theirs.by_seed())
+    samples = ours.values.get(""), theirs.values.get("")
+    return welch_difference(*samples) if all(samples) else None

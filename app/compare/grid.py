@@ -8,7 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from app.cli.checks import at_least_one, unique
+from app.cli.checks import at_least_one, check_seed, unique
+from app.compare.search import num_runs, shares
+from app.compare.space import Space, Trial
 
 
 @dataclass(frozen=True)
@@ -19,10 +21,13 @@ class Grid:
         models: Their names.
         tasks: Folders of experiment files.
         d_models: Widths; 0 for the file's own.
-        seeds: The first chooses the learning rate.
+        seeds: Those that are reported.
+        search: Trials of the search for each group; 0 for none.
+        search_seed: Seed of all trials, none of the reported ones.
+        space: What the search chooses from.
         unit: Unit of the budgets, `tokens` or `flops`.
         budgets: Budgets, one of which each run has.
-        factors: Multiples of the learning rates.
+        factors: Multiples of the learning rates, which are tried in the place of a search; empty for none.
         validations: Validations in each run.
         presets: Folder of the experiment files.
         trainer: What is passed on to every fit, as typed.
@@ -32,6 +37,9 @@ class Grid:
     tasks: list[str]
     d_models: list[int]
     seeds: list[int]
+    search: int
+    search_seed: int
+    space: Space
     unit: str
     budgets: list[float]
     factors: list[float]
@@ -42,6 +50,16 @@ class Grid:
     def __post_init__(self) -> None:
         """Refuse what is out of its range."""
         at_least_one(validations=self.validations)
+        check_seed("search_seed", self.search_seed)
+        if self.search < 0:
+            raise ValueError(f"--search is {self.search}; it must be at least 1, or 0 for no search")
+        if self.search and self.factors:
+            raise ValueError("--search tries learning rates, too; leave --learning_rates out")
+        if self.chooses and self.search_seed in self.seeds:
+            raise ValueError(
+                f"--seeds {self.seeds} has {self.search_seed}, the seed that chooses; leave it out, or give another "
+                "--search_seed"
+            )
         if not all(0 < factor < float("inf") for factor in self.factors):
             raise ValueError(
                 f"--learning_rates {self.factors} must be above 0; they multiply those of the experiment file"
@@ -54,13 +72,35 @@ class Grid:
         return asdict(self) | {"presets": str(self.presets)}
 
     def groups(self) -> Iterator[tuple[str, str, int, float]]:
-        """Task, model, width and budget of what is compared, each over learning rates and seeds."""
+        """Task, model, width and budget of what is compared, each over trials and seeds."""
         return itertools.product(self.tasks, self.models, self.d_models, self.budgets)
 
     @property
+    def chooses(self) -> bool:
+        """Whether there is anything to choose from."""
+        return self.search > 0 or len(self.factors) > 1
+
+    @property
+    def rungs(self) -> list[float]:
+        """Shares of the budget that trials have."""
+        return shares(self.search) if self.search else [1.0]
+
+    def trials(self, model: type) -> list[Trial]:
+        """What is tried first for a model; one trial alone is not tried, but taken."""
+        if self.search:
+            return [self.space.trial(number, model) for number in range(self.search)]
+        return [Trial(number, factor) for number, factor in enumerate(self.factors or [1.0])]
+
+    @property
+    def span(self) -> tuple[float, float]:
+        """Least and greatest multiple of the learning rates that is tried."""
+        return self.space.learning_rate if self.search else (min(self.factors), max(self.factors))
+
+    @property
     def num_runs(self) -> int:
-        """Runs of the whole comparison: the first seed tries all learning rates, the others one."""
-        return len(list(self.groups())) * (len(self.factors) + len(self.seeds) - 1)
+        """Runs of the whole comparison, unless a range has to be widened."""
+        tried = num_runs(self.search) if self.search else len(self.factors) if self.chooses else 0
+        return len(list(self.groups())) * (tried + len(self.seeds))
 
 
 def widths(given: Sequence[int] | None) -> list[int]:

@@ -1,151 +1,149 @@
 """What a comparison runs: an experiment file for each model and task, at a width, for as many steps as a budget allows.
 
-The budget decides the steps from what a step costs on average, over the first batches of the data. Of the seeds the
-first tries all learning rates; the others follow when it has chosen.
+The budget decides the steps from what a step costs on average, over the first batches of the data. First come the runs
+of the search, which validation alone judges; what it chose is then measured with fresh seeds. The plan is a function of
+the grid and the records that there are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import fields
-from functools import cache
-from itertools import islice
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
-import torch
-
-from app.cli.mistakes import check_known
-from app.compare.findings import LABELS, best_factor
+from app.compare.configurations import data_of, experiment, model_options, read_recipe, recipe, shortened, step_cost
+from app.compare.findings import LABELS
 from app.compare.grid import Grid
+from app.compare.outcomes import result
+from app.compare.search import MAX_WIDENINGS, Search, search
+from app.compare.space import Trial, is_number
 from app.output.numbers import short
-from app.study.experiments import Experiment, read_experiment
-from app.study.study import Planned, Study
-from datamodules import TaskData
-from models.base import TRAINING_FLOPS, LanguageModel
-from models.optim import Optim
+from app.study.study import Planned, Record, as_options
 
-RATES = [field.name for field in fields(Optim) if field.name.endswith("learning_rate")]
-SAMPLED = 64  # batches that a step's cost is the mean of
-TEST_ALONE = {"90/10": "90/5/5"}  # splits that validate on what they test on, and what to take in their place
-
-
-# Experiment files -----------------------------------------------------------------------------------------------------
-
-
-@cache
-def experiment(folder: Path, task: str, model: str) -> Experiment:
-    """The experiment file of a model on a task; ValueError if there is none, or more than one."""
-    check_known("--tasks", "task", task, sorted({path.parent.name for path in folder.glob("*/*.yaml")}))
-    of_task = [read_experiment(path, "--presets") for path in sorted((folder / task).glob("*.yaml"))]
-    matching = [chosen for chosen in of_task if chosen.model.__name__ == model]
-    if len(matching) > 1:
-        files = ", ".join(str(chosen.path) for chosen in matching)
-        raise ValueError(f"--presets {folder} has several files of {model} on {task}: {files}; keep one of them there")
-    if not matching:
-        raise ValueError(
-            f"--models {model}: {folder} has no file {task}/*.yaml whose model is {model}; write one, as "
-            f"{task}/{model.lower()}.yaml, with the model, the task and the recipe"
-        )
-    return matching[0]
-
-
-def at_width(chosen: Experiment, d_model: int) -> dict[str, Any]:
-    """What a width changes of the model's options; nothing for 0, which stands for the file's own."""
-    return chosen.model.at_width(chosen.model_options, d_model) if d_model else {}
-
-
-def other_split(chosen: Experiment) -> dict[str, Any]:
-    """What changes of the task's options, so that the test is never what chooses the learning rate."""
-    split = chosen.data_options.get("split")
-    return {"split": TEST_ALONE[split]} if split in TEST_ALONE else {}
-
-
-def build(chosen: Experiment, d_model: int) -> tuple[LanguageModel, TaskData]:
-    """Model, without memory, and data; ValueError, naming the file, if they cannot be built."""
-    try:
-        data = chosen.data(**(chosen.data_options | other_split(chosen)))
-        data.check()
-        with torch.device("meta"):
-            model = chosen.model(vocab_size=data.vocab_size, **(chosen.model_options | at_width(chosen, d_model)))
-    except ValueError as error:
-        width = f" at --d_models {d_model}" if d_model else ""
-        raise ValueError(f"{chosen.path}{width}: {error}") from error
-    return model, data
+SHORTEST = 5  # steps, below which a run is none
+Group = tuple[str, str, int, float]  # task, model, width, budget
 
 
 # Budgets --------------------------------------------------------------------------------------------------------------
 
 
-@cache
-def step_cost(folder: Path, task: str, name: str, d_model: int) -> dict[str, float]:
-    """Tokens and training FLOPs of a step, on average over the first batches."""
-    model, data = build(experiment(folder, task, name), d_model)
-    shapes = [inputs_BT.shape for inputs_BT, _ in islice(data.train_dataloader(), SAMPLED)]
-    tokens = [rows * length for rows, length in shapes]
-    flops = [
-        TRAINING_FLOPS * model.flops_per_token(length) * number
-        for number, (_, length) in zip(tokens, shapes, strict=True)
-    ]
-    return {"tokens": sum(tokens) / len(tokens), "flops": sum(flops) / len(flops)}
+def num_steps(grid: Grid, group: Group, trial: Trial, share: float = 1.0) -> float:
+    """Optimizer steps that a share of the budget allows."""
+    task, name, d_model, budget = group
+    return share * budget / step_cost(grid.presets, task, name, d_model, trial.choices)[grid.unit]
 
 
-def steps(grid: Grid, task: str, model: str, d_model: int, budget: float) -> int:
-    """Optimizer steps of a run: a multiple of the validations; ValueError if the schedule has no room in them."""
-    wanted = budget / step_cost(grid.presets, task, model, d_model)[grid.unit]
-    number = grid.validations * round(wanted / grid.validations)
-    warmup = experiment(grid.presets, task, model).optim.warmup_steps
-    if number <= max(warmup, 1):
+def measured_steps(grid: Grid, group: Group, trial: Trial) -> int:
+    """Steps of a run that is reported: a multiple of the validations; ValueError if the schedule has no room."""
+    task, name, _, budget = group
+    steps = grid.validations * round(num_steps(grid, group, trial) / grid.validations)
+    warmup = 0 if grid.search else experiment(grid.presets, task, name).optim.warmup_steps
+    if steps <= max(warmup, 1):
         raise ValueError(
-            f"--{grid.unit} {budget:g} are {number} steps of {model} on {task}, not more than the {warmup} of its "
+            f"--{grid.unit} {budget:g} are {steps} steps of {name} on {task}, not more than the {warmup} of its "
             f"warm-up (--validations {grid.validations}); give more"
         )
-    return number
+    return steps
+
+
+def tried_steps(grid: Grid, group: Group, trial: Trial, share: float) -> int:
+    """Steps of a trial; ValueError for too few of them."""
+    task, name, _, budget = group
+    steps = round(num_steps(grid, group, trial, share))
+    if steps < SHORTEST:
+        raise ValueError(
+            f"--{grid.unit} {budget:g}: the shortest trials of {name} on {task}, at {share:.3g} of it, have {steps} "
+            f"steps, fewer than {SHORTEST}; give more, or a smaller --search"
+        )
+    return steps
 
 
 def check_runs(grid: Grid) -> None:
     """Raise ValueError if anything of the grid cannot be run."""
+    for name in grid.space.recipes if grid.search else ():
+        read_recipe(name)
     for group in grid.groups():
-        steps(grid, *group)
+        measured_steps(grid, group, Trial())
+        if grid.search:
+            tried_steps(grid, group, Trial(), grid.rungs[0])
 
 
 # Runs -----------------------------------------------------------------------------------------------------------------
 
 
-def planned(grid: Grid, group: tuple[str, str, int, float], factor: float, seed: int) -> Planned:
-    """One run of a comparison."""
-    task, model, d_model, budget = group
-    chosen = experiment(grid.presets, task, model)
-    number = steps(grid, *group)
+def planned(grid: Grid, group: Group, trial: Trial, share: float, labels: dict[str, Any], steps: int) -> Planned:
+    """One run of a comparison, which has these labels beside those of its group."""
+    task, name, d_model, budget = group
+    chosen = experiment(grid.presets, task, name)
+    optim, trainer = recipe(chosen, trial)
+    optim = shortened(optim, share, steps) if grid.search else optim
+    changed = model_options(grid.presets, task, name, d_model, trial.choices)
+    own, is_tried = asdict(chosen.optim), "rung" in labels
+    interval = steps if is_tried else steps // grid.validations
     options = [
         f"--config={chosen.path}",
-        *(f"--model.{name}={value}" for name, value in at_width(chosen, d_model).items()),
-        *(f"--data.{name}={value}" for name, value in other_split(chosen).items()),
-    ]
-    if factor != 1:
-        rates = {name: getattr(chosen.optim, name) for name in RATES}
-        options += [f"--optim.{name}={factor * rate:.6g}" for name, rate in rates.items() if rate is not None]
-    options += [
-        f"--trainer.max_steps={number}", f"--trainer.val_check_interval={number // grid.validations}",
-        "--samples.max_new_tokens=0", f"--seed_everything={seed}", *grid.trainer,
+        *as_options("model", changed),
+        *as_options("data", data_of(grid.presets, task, name).changes),
+        *as_options("optim", {key: value for key, value in asdict(optim).items() if value != own[key]}),
+        *as_options("trainer", trainer),
+        f"--trainer.max_steps={steps}", f"--trainer.val_check_interval={interval}",
+        "--samples.max_new_tokens=0", f"--seed_everything={labels['seed']}", *grid.trainer,
     ]  # fmt: skip
-    labels = dict(zip(LABELS, (task, model, d_model or chosen.model_options["d_model"], budget), strict=True))
+    has = {key: value for key, value in trial.plain().items() if changed.get(key, value) == value}
+    place = f"t{trial.number}-r{labels['rung']}" if is_tried else f"s{labels['seed']}"
     size = f"-d{d_model}" if d_model else ""
-    name = f"{task}-{model}{size}-{short(budget)}-lr{factor:g}-s{seed}"
-    return Planned(name, labels | {"factor": factor, "seed": seed, "unit": grid.unit}, options)
+    of_group = dict(zip(LABELS, (task, name, d_model or chosen.model_options["d_model"], budget), strict=True))
+    of_trial = {"trial": trial.number, "factor": trial.factor, "configuration": has, "unit": grid.unit}
+    run = f"{task}-{name}{size}-{short(budget)}-{place}"
+    return Planned(run, of_group | of_trial | labels, options, test=not is_tried)
 
 
-def first_runs(grid: Grid) -> list[Planned]:
-    """The runs of the first seed, at all learning rates."""
-    return [planned(grid, group, factor, grid.seeds[0]) for group in grid.groups() for factor in grid.factors]
+def tried(grid: Grid, group: Group, trial: Trial, share: float) -> Planned:
+    """A run of the search, which is validated once, at its end, and never tested."""
+    labels = {"seed": grid.search_seed, "rung": grid.rungs.index(share) + 1}
+    return planned(grid, group, trial, share, labels, tried_steps(grid, group, trial, share))
 
 
-def extend(study: Study, grid: Grid) -> None:
-    """Add the further seeds of all groups whose learning rate is chosen."""
-    names = {run.name for run in study.plan}
+def searched(grid: Grid, group: Group, records: Mapping[str, Record]) -> Search:
+    """What the records decide of a group's search; without anything to choose from it has ended."""
+    trials = grid.trials(experiment(grid.presets, group[0], group[1]).model)
+    if not grid.chooses:
+        return Search([], (1.0, 1.0), trials[0], ended=True)
+
+    def done(trial: Trial, share: float) -> Any:
+        return result(records.get(tried(grid, group, trial, share).name))
+
+    return search(trials, grid.span, grid.rungs, done, MAX_WIDENINGS if grid.search else 0)
+
+
+def ends(grid: Grid, model: type, trial: Trial) -> list[str]:
+    """Ordered options of a trial, but for the learning rate, that stand at an end of what the space has."""
+    ordered = {name: values for name, values in grid.space.choices(model).items() if all(map(is_number, values))}
+    ordered |= {"weight_decay": grid.space.weight_decay}
+    has = trial.plain()
+    return [name for name, values in ordered.items() if name in has and has[name] in (min(values), max(values))]
+
+
+def measured(grid: Grid, group: Group, found: Search) -> list[Planned]:
+    """The runs that are reported, of what was chosen, or of the experiment file as it is where nothing learned."""
+    trial = found.chosen or Trial()
+    about = {
+        "trials": len({trial.number for trial, _ in found.runs}),
+        "learned": found.chosen is not None,
+        "widenings": found.widenings,
+        "span": list(found.span),
+        "edge": found.edge,
+        "ends": ends(grid, experiment(grid.presets, group[0], group[1]).model, trial) if grid.search else [],
+    }
+    steps = measured_steps(grid, group, trial)
+    return [planned(grid, group, trial, 1.0, {"seed": seed, "search": about}, steps) for seed in grid.seeds]
+
+
+def plan(grid: Grid, records: Mapping[str, Record]) -> list[Planned]:
+    """All runs that the records decide, group by group."""
+    runs = []
     for group in grid.groups():
-        first = [planned(grid, group, factor, grid.seeds[0]) for factor in grid.factors]
-        records = {run.labels["factor"]: study.records.get(run.name) for run in first}
-        if all(records.values()) and (factor := best_factor(records)) is not None:
-            more: Sequence[Planned] = [planned(grid, group, factor, seed) for seed in grid.seeds[1:]]
-            study.plan += [run for run in more if run.name not in names]
+        found = searched(grid, group, records)
+        runs += [tried(grid, group, trial, share) for trial, share in found.runs]
+        runs += measured(grid, group, found) if found.ended else []
+    return runs

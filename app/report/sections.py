@@ -9,9 +9,9 @@ from operator import attrgetter
 
 from matplotlib.figure import Figure
 
-from app.compare.findings import LABELS, QUALITIES, Row, chosen_runs, comparison_rows
-from app.compare.report import LEGEND as COMPARED
-from app.compare.report import task_table
+from app.compare.findings import QUALITIES, Row, chosen_runs, comparison_rows
+from app.compare.findings import tables as tables_of
+from app.compare.report import legends, setting_paragraphs, setting_title
 from app.growth_study.findings import recipe_outcomes
 from app.growth_study.plan import EXACT, PUBLISHED, SCRATCH, SMALL
 from app.growth_study.report import by_corpus, headline, subject, tables
@@ -110,32 +110,41 @@ def growth(name: str, study: Study) -> Iterator[Section]:
 
 
 def comparison(name: str, study: Study) -> Iterator[Section]:
-    """Models on tasks: the laws of a task that has bits per character at several sizes, else a table."""
-    for task, group in groupby(comparison_rows(study), attrgetter("task")):
+    """Models on tasks: the laws of a task that has bits per character at several widths, else tables."""
+    all_rows = comparison_rows(study)
+    for task, group in groupby(all_rows, attrgetter("task")):
         rows = list(group)
-        sizes = {(row.d_model, row.budget) for row in rows if row.model == rows[0].model}
-        surveys = surveys_of_task(study, task) if len(sizes) > 1 else []
+        widths = {row.d_model for row in rows if row.model == rows[0].model}
+        surveys = surveys_of_task(study, task) if len(widths) > 1 else []
         if surveys:
             figures = {f"{name}-{task}.png": draw(surveys, METRIC)}
             paragraphs = law_paragraphs(surveys, FITS["level"])
             yield Section(f"Scaling: {task}", study.command, about(study, task=task), paragraphs, figures)
         else:
-            yield side_by_side(name, study, rows)
+            yield side_by_side(name, study, rows, all_rows[0].model)
 
 
-def side_by_side(name: str, study: Study, rows: Sequence[Row]) -> Section:
-    """The table of one task, and the curves of its validations."""
-    task, quality, chosen = rows[0].task, rows[0].quality, chosen_runs(study)
-    curves = []
-    for row in rows:
-        runs = study.runs(**{label: getattr(row, label) for label in LABELS})
-        curves.append(curve(row.model, [run for run in runs if run.name in chosen], "tokens", f"val/{quality}"))
-    figures = figure_of(
-        f"{name}-{task}", curves, title=task, x_label="training tokens",
-        y_label=f"{QUALITIES.get(quality, quality)}, validation",
-    )  # fmt: skip
-    paragraphs = [task_table(rows, rows[0].model), COMPARED]
-    return Section(f"Comparison: {task}", study.command, about(study, task=task), paragraphs, figures)
+def side_by_side(name: str, study: Study, rows: Sequence[Row], baseline: str) -> Section:
+    """The tables of one task, and the curves of its validations."""
+    task, settings = rows[0].task, tables_of(rows)
+    figures: dict[str, Figure] = {}
+    paragraphs = []
+    for table in settings:
+        size = f"-{table[0].d_model}-{short(table[0].budget)}" if len(settings) > 1 else ""
+        title = setting_title(table) if size else task
+        quality, runs = table[0].quality, study.runs(task=task)
+        curves = [
+            curve(row.model, [run for run in runs if run.name in row.runs], "tokens", f"val/{quality}") for row in table
+        ]
+        figures |= figure_of(
+            f"{name}-{task}{size}", curves, title=title, x_label="training tokens",
+            y_label=f"{QUALITIES.get(quality, quality)}, validation",
+        )  # fmt: skip
+        paragraphs += [f"### {title}"] if size else []
+        paragraphs += setting_paragraphs(study, table, baseline)
+    return Section(
+        f"Comparison: {task}", study.command, about(study, task=task), [*paragraphs, *legends(rows)], figures
+    )
 
 
 # Scaling --------------------------------------------------------------------------------------------------------------

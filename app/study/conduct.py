@@ -77,11 +77,10 @@ def conduct(
         The exit code: 1 if a run failed.
     """
     from app.run.folders import held
-    from app.study.processes import default_workers, execute, plain_commands, resumed
+    from app.study.processes import default_workers, execute, plain_commands
 
     if print_commands:
-        extend(resumed(study, out))
-        print(plain_commands(study.plan, out))
+        print(plain_commands(extended(study, out, extend).plan, out))
         return 0
     console = new_console(WIDE)
     failures: list[str] = []
@@ -100,8 +99,11 @@ def conduct(
 
 
 def extended(study: Study, out: Path, extend: Callable[[Study], None]) -> Study:
-    """The study with what is done of its plan, extended by what that decides, and what is done of the extension."""
+    """The study with what is done of its plan, extended by what that decides, as long as that is done, too."""
     from app.study.processes import resumed
 
-    extend(resumed(study, out))
-    return resumed(study, out)
+    known = -1
+    while known < len(resumed(study, out).records):
+        known = len(study.records)
+        extend(study)
+    return study

@@ -20,9 +20,9 @@ STUDY_FILE = "study.json"
 SCALING_FILE = "scaling.json"  # of `scaling`, beside whose runs a study's own file may lie
 DIGITS = 7  # kept of a number
 KEPT = (
-    "format", "model", "model_options", "data", "data_options", "chance", "optim", "seed", "max_steps", "versions", "device",
-    "processes", "precision", "step", "tokens", "flops", "seconds", "parameters", "status", "growth_events", "final",
-    "test", "measured",
+    "format", "model", "model_options", "data", "data_options", "chance", "optim", "seed", "max_steps", "versions",
+    "device", "processes", "precision", "step", "tokens", "flops", "seconds", "parameters", "status", "growth_events",
+    "final", "test", "measured",
 )  # fmt: skip
 KEPT_OF_A_VALIDATION = (
     "step", "tokens", "flops", "seconds", "parameters", "val/loss", "val/bits_per_char", "val/accuracy",

@@ -11,7 +11,7 @@ Shapes: B batch, T time, D width, M levels (m), K attended levels (k).
 
 from __future__ import annotations
 
-from typing import Literal, cast
+from typing import ClassVar, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -226,6 +226,7 @@ class SparseRNN(LanguageModel):
     """
 
     scales_with_width = ("state_width", "k")
+    searched: ClassVar = {"variant": ("inhibited", "plain")}
 
     def __init__(
         self,
