@@ -117,11 +117,16 @@ def searched(grid: Grid, group: Group, records: Mapping[str, Record]) -> Search:
 
 
 def ends(grid: Grid, model: type, trial: Trial) -> list[str]:
-    """Ordered options of a trial, but for the learning rate, that stand at an end of what the space has."""
+    """Ordered options of a trial, but for the learning rate, that stand at an end of the space with room beyond it."""
     ordered = {name: values for name, values in grid.space.choices(model).items() if all(map(is_number, values))}
     ordered |= {"weight_decay": grid.space.weight_decay}
-    has = trial.plain()
-    return [name for name, values in ordered.items() if name in has and has[name] in (min(values), max(values))]
+    has = {name: value for name, value in trial.plain().items() if name in ordered}
+    room = {name: value > isinstance(value, int) for name, value in has.items()}  # below it: no option is below 0
+    return [
+        name
+        for name, value in has.items()
+        if value == max(ordered[name]) or (value == min(ordered[name]) and room[name])
+    ]
 
 
 def measured(grid: Grid, group: Group, found: Search) -> list[Planned]:

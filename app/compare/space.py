@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -61,10 +61,6 @@ class Space:
     learning_rate: tuple[float, float]
     weight_decay: list[float]
     model: dict[str, list[Any]]
-
-    def plain(self) -> dict[str, Any]:
-        """As it stands in the study's file."""
-        return asdict(self)
 
     def trial(self, number: int, model: type) -> Trial:
         """The trial of this number for a model."""

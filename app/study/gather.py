@@ -48,10 +48,11 @@ def records_in(path: Path) -> Iterator[Path]:
 
 
 def runs_of(file: Path) -> list[StudiedRun]:
-    """The runs in one file, a record or a study; of a study that has chosen among its runs, the chosen ones."""
+    """The runs in one file, a record or a study; of a study the chosen ones, and none of a search."""
     from callbacks.record_file import read_record
 
     if file.name == "record.json":
         return [StudiedRun(str(file.parent), {}, read_record(file))]
     study = read_study(file)
-    return [run for run in study.runs() if run.name in study.findings.get("chosen", study.records)]
+    chosen = study.findings.get("chosen", study.records)
+    return [run for run in study.runs() if run.name in chosen and "rung" not in run.labels]

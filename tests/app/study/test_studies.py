@@ -44,6 +44,7 @@ def presets(corpus, tmp_path_factory) -> Path:
     for model in ("Transformer", "PotatoLM"):
         (folder / "text").mkdir(exist_ok=True)
         (folder / "text" / f"{model.lower()}.yaml").write_text(PRESET.format(model=model, corpus=corpus))
+    (folder / "space.yaml").write_text("{recipes: [xlstm], model: {local_mixing: [none, conv], num_heads: [2, 4]}}")
     return folder
 
 
@@ -60,8 +61,13 @@ def without_first_line(printed: str) -> str:
 def comparison(presets, out, *more) -> list:
     return [
         "compare", "--presets", presets, "--tasks", "[text]", "--models", "[Transformer,PotatoLM]", "--tokens", "1280",
-        "--learning_rates", "[0.01,1]", "--seeds", "[1,2]", "--validations", "2", "--out", out, *more,
+        "--seeds", "[1,2]", "--validations", "2", "--out", out, *more,
     ]  # fmt: skip
+
+
+def search(presets, out, *more) -> list:
+    """The same, each of three trials a model at a third of the budget, the best at all of it."""
+    return comparison(presets, out, "--search", "3", "--space", presets / "space.yaml", *more)
 
 
 # A record, made up ----------------------------------------------------------------------------------------------------
@@ -203,38 +209,48 @@ def test_two_processes_do_not_work_in_one_folder(tmp_path):
 
 def test_a_comparison_is_killed_goes_on_and_is_reported(presets, tmp_path, capsys):
     out = tmp_path / "study"
-    process = begin(" ".join(map(str, comparison(presets, out, "--workers", 1))), tmp_path)
-    wait_for("1/4 text-Transformer-1.28k-lr0.01-s1: loss ", tmp_path)
-    assert (tmp_path / OUTPUT).read_text().startswith(f"compare: 6 runs in {out}\n")
+    process = begin(" ".join(map(str, search(presets, out, "--workers", 1))), tmp_path)
+    wait_for("1/6 text-Transformer-1.28k-t0-r1: loss ", tmp_path)
+    assert (tmp_path / OUTPUT).read_text().startswith(f"compare: 12 runs in {out}\n")
     os.kill(process, signal.SIGTERM)
     assert end(process) == 143
-    done = out / "text-Transformer-1.28k-lr0.01-s1" / "record.json"
+    done = out / "text-Transformer-1.28k-t0-r1" / "record.json"
     before = done.stat().st_mtime_ns
 
-    code, printed, _ = call(capsys, *comparison(presets, out, "--print_commands"))
+    code, printed, _ = call(capsys, *search(presets, out, "--print_commands"))
     assert code == 0
-    assert printed.count("python -m app fit") == 3
-    assert "-s2" not in printed  # of which the learning rate is not chosen yet
+    assert printed.count("python -m app fit") == 5
+    assert "python -m app test" not in printed  # which is not for choosing
+    assert "-r2" not in printed  # of what the first rung has not decided yet
 
-    code, printed, err = call(capsys, *comparison(presets, out, "--workers", 2))
+    code, printed, err = call(capsys, *search(presets, out, "--workers", 2))
     assert (code, err) == (0, "")
-    assert "lr0.01-s2" not in printed
-    assert "text-PotatoLM-1.28k-lr1-s2" in printed
     assert done.stat().st_mtime_ns == before
     study = read_study(out / "study.json")
-    assert len(study.records) == len(study.plan) == 6
-    assert sorted(study.findings["chosen"]) == sorted(run.name for run in study.plan if "lr1" in run.name)
-    assert {run.record["tokens"] for run in study.runs()} == {1280}
+    assert len(study.records) == len(study.plan) == 12
+    measured = [run for run in study.runs() if "rung" not in run.labels]
+    assert study.findings["chosen"] == [run.name for run in measured]
+    assert {run.labels["seed"] for run in measured} == {1, 2}
+    assert {run.labels["seed"] for run in study.runs() if "rung" in run.labels} == {0}
+    assert {run.record["tokens"] for run in measured} == {1280}
+    assert {run.record["tokens"] for run in study.runs(rung=1)} == {448}
+    assert all(not run.record.get("test") for run in study.runs() if "rung" in run.labels)
+    assert all({"--data.split=90/5/5", "--data.test_seq_lens=[64, 256]"} <= set(run.options) for run in study.plan)
+    for model in ("Transformer", "PotatoLM"):
+        first, last = study.runs(model=model, rung=1), study.runs(model=model, rung=2)
+        best = min(first, key=lambda run: run.record["final"]["val/loss"])
+        assert [run.labels["trial"] for run in last] == [best.labels["trial"]]
     rows = list(csv.DictReader((out / "compare.csv").open()))
-    assert [row["chosen"] for row in rows] == ["False", "True"] * 2 + ["True"] * 2
     for row in study.findings["rows"]:
         ours = [float(r["test/bits_per_char"]) for r in rows if r["model"] == row["model"] and r["chosen"] == "True"]
         assert row["values"][""] == pytest.approx(ours)
-    assert study.findings["rows"][1]["difference"]["low"] is not None
-    assert all("split=90/5/5" in option for run in study.plan for option in run.options if "--data." in option)
+        assert row["search"]["trials"] == 3
+    text = (out / "compare.md").read_text()
+    assert "| model | trials | lr x | chosen | remarks |" in text
+    assert " T=64 | T=256 |" in text
 
     before = (out / "study.json").read_bytes()
-    code, printed, _ = call(capsys, *comparison(presets, out))
+    code, printed, _ = call(capsys, *search(presets, out))
     assert code == 0
     assert not re.search(r"^\d+/\d+ ", printed, re.M)
     assert (out / "study.json").read_bytes().split(b"\n", 1)[1] == before.split(b"\n", 1)[1]
@@ -248,9 +264,24 @@ def test_a_comparison_is_killed_goes_on_and_is_reported(presets, tmp_path, capsy
     assert call(capsys, "report", out, "--out", tmp_path / "RESULTS.md")[0] == 0
     assert (tmp_path / "RESULTS.md").read_text() == text
 
-    code, _, err = call(capsys, *comparison(presets, out, "--validations", "1"))
+    code, _, err = call(capsys, *search(presets, out, "--validations", "1"))
     assert code == 2
     assert "with other options" in err
+
+
+def test_without_a_search_files_are_taken_as_they_are_or_at_given_learning_rates(presets, tmp_path, capsys):
+    printed = call(capsys, *comparison(presets, tmp_path / "a", "--print_commands"))[1]
+    assert re.findall(r"--run_dir \S*-(\S+) ", printed) == ["s1", "s2"] * 2
+    assert "--optim." not in printed
+    rates = ("--learning_rates", "[0.1,1]", "--print_commands")
+    printed = call(capsys, *comparison(presets, tmp_path / "b", *rates))[1]
+    assert (
+        re.findall(r"--optim\S*|--seed_everything=0", printed)
+        == ["--optim.learning_rate=0.001", *["--seed_everything=0"] * 2] * 2
+    )
+    alone = ("--learning_rates", "[0.1]", "--print_commands")
+    printed = call(capsys, *comparison(presets, tmp_path / "c", *alone))[1]
+    assert re.findall(r"--optim\S*", printed) == ["--optim.learning_rate=0.001"] * 4
 
 
 @pytest.mark.parametrize(("options", "message"), [
@@ -265,6 +296,11 @@ def test_a_comparison_is_killed_goes_on_and_is_reported(presets, tmp_path, capsy
     (["--seeds", "[1,1]"], "--seeds [1, 1] names one twice"),
     (["--seeds", "[-1]"], "--seeds -1 is not between 0 and 2^32 - 1"),
     (["--learning_rates", "[0]"], "--learning_rates [0.0] must be above 0"),
+    (["--search", "-1"], "--search is -1; it must be at least 1, or 0 for no search"),
+    (["--search", "3", "--learning_rates", "[1,3]"], "--search tries learning rates, too; leave --learning_rates out"),
+    (["--search", "3", "--seeds", "[0,1]"], "--seeds [0, 1] has 0, the seed that chooses; leave it out, or"),
+    (["--search", "9"], "trials of Transformer on text, at 0.111 of it, have 2 steps, fewer than 5"),
+    (["--space", "nowhere.yaml"], "--space nowhere.yaml is no file; name one as app/configs/search.yaml"),
     (["--workers", "0"], "--workers is 0; it must be at least 1"),
     (["--trainer.max_steps", "3"], "--trainer.max_steps is given by the study's own options"),
     (["--trainer.acelerator", "cpu"], "did you mean '--trainer.accelerator'?"),
