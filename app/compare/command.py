@@ -81,16 +81,12 @@ def compare(
     )  # fmt: skip
     if not print_commands:
         announce(f"compare: {grid.num_runs} runs in {out}")
-    from app.compare.plan import check_runs, plan
+    from app.compare.plan import check_runs, extend
 
     check_place_and_trainer(out, trainer, print_commands, HELP)
     check_runs(grid)
-    study = Study("compare", command_line(), grid.plain(), plan(grid, {}))
-
-    def extend(study: Study) -> None:
-        study.plan = plan(grid, study.records)
-
-    return conduct(study, out, workers, print_commands, conclude, extend)
+    study = Study("compare", command_line(), grid.plain(), plan=[])
+    return conduct(study, out, workers, print_commands, conclude, lambda study: extend(study, grid))
 
 
 def conclude(study: Study, out: Path, console: Any) -> None:

@@ -31,7 +31,8 @@ class Row:
         factor: The learning rate that was chosen, as a multiple of the recipe's; None if all diverged.
         at_edge: Whether it is at an end of the range, so that a better one may lie beyond.
         configuration: What else was chosen, over the experiment file.
-        search: How: number of trials, whether one learned, widenings, the range; empty where nothing was searched.
+        search: How: number of trials, whether one learned, widenings, the range; or that the first seed chose, as it
+            did in older studies.
         runs: Names of the runs that were measured.
         seeds: Their seeds.
         learned: How many of them ended above chance; None where chance is not known.
@@ -112,7 +113,10 @@ def at_chosen_rate(runs: Sequence[StudiedRun]) -> list[StudiedRun]:
     best = min(ended, key=ended.__getitem__, default=None)
     edge = "" if best not in (factors[0], factors[-1]) or len(factors) == 1 else "low" if best == factors[0] else "high"
     chosen = runs if best is None else [run for run in runs if run.labels["factor"] == best]
-    return [replace(run, labels=run.labels | {"factor": best, "search": {"edge": edge}}) for run in chosen]
+    return [
+        replace(run, labels=run.labels | {"factor": best, "search": {"edge": edge, "first_seed": True}})
+        for run in chosen
+    ]
 
 
 def chosen_runs(study: Study) -> list[str]:
@@ -151,7 +155,7 @@ def row(group: Sequence[StudiedRun]) -> Row:
         factor=labels["factor"],
         at_edge=bool(search.get("edge")),
         configuration=labels.get("configuration", {}),
-        search=search if search.get("trials") else {},
+        search=search,
         runs=[run.name for run in ended],
         seeds=[run.labels["seed"] for run in ended],
         learned=num_learned(ended),

@@ -18,7 +18,7 @@ from app.compare.outcomes import result
 from app.compare.search import MAX_WIDENINGS, Search, search
 from app.compare.space import Trial, is_number
 from app.output.numbers import short
-from app.study.study import Planned, Record, as_options
+from app.study.study import Planned, Record, Study, as_options
 
 SHORTEST = 5  # steps, below which a run is none
 Group = tuple[str, str, int, float]  # task, model, width, budget
@@ -144,11 +144,10 @@ def measured(grid: Grid, group: Group, found: Search) -> list[Planned]:
     return [planned(grid, group, trial, 1.0, {"seed": seed, "search": about}, steps) for seed in grid.seeds]
 
 
-def plan(grid: Grid, records: Mapping[str, Record]) -> list[Planned]:
-    """All runs that the records decide, group by group."""
-    runs = []
+def extend(study: Study, grid: Grid) -> None:
+    """Plan all runs that the study's records decide, group by group."""
+    study.plan = []
     for group in grid.groups():
-        found = searched(grid, group, records)
-        runs += [tried(grid, group, trial, share) for trial, share in found.runs]
-        runs += measured(grid, group, found) if found.ended else []
-    return runs
+        found = searched(grid, group, study.records)
+        study.plan += [tried(grid, group, trial, share) for trial, share in found.runs]
+        study.plan += measured(grid, group, found) if found.ended else []

@@ -41,6 +41,8 @@ SEARCHED = (
     "told is as in the experiment file."
 )
 
+FIRST_SEED = "The learning rate was chosen with the first seed, which is counted, too."
+
 
 # Who is how good ------------------------------------------------------------------------------------------------------
 
@@ -164,12 +166,12 @@ def remark(row: Row) -> str:
 
 def search_table(rows: Sequence[Row]) -> str:
     """How one setting was searched, and what was chosen; empty where nothing was."""
-    if not any(row.search for row in rows):
+    searched = [row for row in rows if row.search.get("trials")]
+    if not searched:
         return ""
     lines = [
         [row.model, str(row.search["trials"]), rate(row), in_options(row) or "as in the file", remark(row)]
-        for row in rows
-        if row.search
+        for row in searched
     ]
     return markdown_table(["model", "trials", "lr x", "chosen", "remarks"], lines)
 
@@ -195,7 +197,8 @@ def setting_paragraphs(study: Study, rows: Sequence[Row], baseline: str) -> Iter
 
 def legends(rows: Sequence[Row]) -> list[str]:
     """What explains the tables."""
-    return [LEGEND, LEARNING, *([SEARCHED] if any(row.search for row in rows) else [])]
+    kinds = {"trials": SEARCHED, "first_seed": FIRST_SEED}
+    return [LEGEND, LEARNING, *(text for key, text in kinds.items() if any(row.search.get(key) for row in rows))]
 
 
 def comparison_markdown(study: Study, rows: Sequence[Row]) -> str:
