@@ -23,7 +23,7 @@ FUNCTION_VERBS = {
     "generate": "write text with a checkpoint, as a stream",
     "bench": "measure speed, as ratios of things timed in turn",
     "scorecard": "measure models by nine requirements, against the one-layer Transformer",
-    "compare": "train models on tasks under one budget: mean and spread over seeds",
+    "compare": "train models on tasks under one budget, searched alike, and judge them",
     "scaling": "fit scaling laws to finished runs, with intervals and forecasts",
     "growth-study": "compare recipes of growth with training from scratch at equal total FLOPs",
     "report": "write Markdown with figures from studies",
