@@ -61,6 +61,11 @@ class Data:
     shapes: tuple[tuple[int, int], ...]
     changes: dict[str, Any]
 
+    @property
+    def step_tokens(self) -> float:
+        """Tokens of a step, on average over the first batches."""
+        return sum(rows * length for rows, length in self.shapes) / len(self.shapes)
+
 
 @cache
 def data_of(folder: Path, task: str, model: str) -> Data:
@@ -118,19 +123,28 @@ def model_options(folder: Path, task: str, name: str, d_model: int, choices: tup
     ValueError if it refuses the width alone.
     """
     chosen, vocab_size = experiment(folder, task, name), data_of(folder, task, name).vocab_size
+    everything = dict(pair for choice in choices for pair in choice)
     try:
         options = chosen.model.at_width(chosen.model_options, d_model) if d_model else {}
         build(chosen, vocab_size, options)
     except ValueError as error:
         width = f" at --d_models {d_model}" if d_model else ""
         raise ValueError(f"{chosen.path}{width}: {error}") from error
+    if accepts(chosen, vocab_size, options | everything):
+        return options | everything
     for choice in choices:
-        try:
-            build(chosen, vocab_size, options | dict(choice))
-        except ValueError:
-            continue
-        options = options | dict(choice)
+        if accepts(chosen, vocab_size, options | dict(choice)):
+            options = options | dict(choice)
     return options
+
+
+def accepts(chosen: Experiment, vocab_size: int, options: Mapping[str, Any]) -> bool:
+    """Whether the model's constructor takes these options."""
+    try:
+        build(chosen, vocab_size, options)
+    except ValueError:
+        return False
+    return True
 
 
 @cache
@@ -162,11 +176,10 @@ def shortened(optim: Optim, share: float, steps: int) -> Optim:
 
 
 @cache
-def step_cost(folder: Path, task: str, name: str, d_model: int, choices: tuple[Choice, ...]) -> dict[str, float]:
-    """Tokens and training FLOPs of a step, on average over the first batches."""
+def step_flops(folder: Path, task: str, name: str, d_model: int, choices: tuple[Choice, ...]) -> float:
+    """Training FLOPs of a step, on average over the first batches."""
     data = data_of(folder, task, name)
     options = model_options(folder, task, name, d_model, choices)
     model = build(experiment(folder, task, name), data.vocab_size, options)
-    spent = [(rows * length, TRAINING_FLOPS * model.flops_per_token(length)) for rows, length in data.shapes]
-    tokens, flops = sum(tokens for tokens, _ in spent), sum(tokens * flops for tokens, flops in spent)
-    return {"tokens": tokens / len(spent), "flops": flops / len(spent)}
+    spent = [TRAINING_FLOPS * model.flops_per_token(length) * rows * length for rows, length in data.shapes]
+    return sum(spent) / len(spent)

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from app.compare.configurations import data_of, experiment, model_options, read_recipe, recipe, shortened, step_cost
+from app.compare.configurations import data_of, experiment, model_options, read_recipe, recipe, shortened, step_flops
 from app.compare.findings import LABELS
 from app.compare.grid import Grid
 from app.compare.outcomes import result
@@ -30,7 +30,9 @@ Group = tuple[str, str, int, float]  # task, model, width, budget
 def num_steps(grid: Grid, group: Group, trial: Trial, share: float = 1.0) -> float:
     """Optimizer steps that a share of the budget allows."""
     task, name, d_model, budget = group
-    return share * budget / step_cost(grid.presets, task, name, d_model, trial.choices)[grid.unit]
+    if grid.unit == "tokens":
+        return share * budget / data_of(grid.presets, task, name).step_tokens
+    return share * budget / step_flops(grid.presets, task, name, d_model, trial.choices)
 
 
 def measured_steps(grid: Grid, group: Group, trial: Trial) -> int:
@@ -63,6 +65,7 @@ def check_runs(grid: Grid) -> None:
     for name in grid.space.recipes if grid.search else ():
         read_recipe(name)
     for group in grid.groups():
+        model_options(grid.presets, *group[:3], ())
         measured_steps(grid, group, Trial())
         if grid.search:
             tried_steps(grid, group, Trial(), grid.rungs[0])
