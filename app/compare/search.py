@@ -1,7 +1,8 @@
 """How a configuration is chosen: successive halving (Jamieson & Talwalkar, arXiv 1502.07943), by validation alone.
 
 N trials run at a ninth of the budget, the best third of them at a third of it, the best third of these at all of it;
-below nine trials, or three, the shorter rungs fall away. What ranks first is to have learned at all, then the loss.
+below nine trials, or three, the shorter rungs fall away. What ranks first is to have learned at all, then the loss. Of
+a rung in which nothing was learned all go on, but for those that diverged, as noise must not drop slow learners.
 
     N = 9:    9 trials at 1/9    3 at 1/3    1 at 1        three budgets in all
 
@@ -78,7 +79,7 @@ def num_kept(num_trials: int) -> int:
 
 
 def num_runs(num_trials: int) -> int:
-    """Runs of a search that is not widened."""
+    """Runs of a search in which the first rung learns something, and that is not widened."""
     total, trials = 0, num_trials
     for _ in shares(num_trials):
         total, trials = total + trials, num_kept(trials)
@@ -106,7 +107,8 @@ def halve(trials: Sequence[Trial], rungs: Sequence[float], results: Results) -> 
         if len(done) < len(ranked):
             return decided, False
         finite = sorted((pair for pair in done if math.isfinite(pair[1].loss)), key=lambda pair: pair[1].rank)
-        trials = [trial for trial, _ in finite[: num_kept(len(done))]]
+        kept = num_kept(len(done)) if any(result.learned for _, result in finite) else len(finite)
+        trials = [trial for trial, _ in finite[:kept]]
     return decided, True
 
 

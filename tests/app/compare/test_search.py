@@ -86,7 +86,10 @@ def test_what_learned_nothing_does_not_choose():
     found = searched(lambda trial, share: Result(trial.number % 4 == 3, float(trial.number % 4)))
     assert all(trial.number % 4 == 3 for trial, share in found.runs if share == 1)
     assert found.chosen.number % 4 == 3
-    assert searched(lambda trial, share: Result(False, float(-trial.number))).chosen is None
+    never = searched(lambda trial, share: Result(False, float(-trial.number)))
+    assert (never.chosen, never.ended, len(never.runs)) == (None, True, 3 * 27)  # noise drops none
+    slow = searched(lambda trial, share: Result(share == 1 and trial.number == 5, float(-trial.number)))
+    assert slow.chosen.number == 5
     assert searched(lambda trial, share: Result(False, math.inf)).runs[27:] == []
 
 

@@ -227,7 +227,7 @@ def test_a_comparison_is_killed_goes_on_and_is_reported(presets, tmp_path, capsy
     assert (code, err) == (0, "")
     assert done.stat().st_mtime_ns == before
     study = read_study(out / "study.json")
-    assert len(study.records) == len(study.plan) == 12
+    assert len(study.records) == len(study.plan) == 14
     measured = [run for run in study.runs() if "rung" not in run.labels]
     assert study.findings["chosen"] == [run.name for run in measured]
     assert {run.labels["seed"] for run in measured} == {1, 2}
@@ -236,10 +236,10 @@ def test_a_comparison_is_killed_goes_on_and_is_reported(presets, tmp_path, capsy
     assert {run.record["tokens"] for run in study.runs(rung=1)} == {448}
     assert all(not run.record.get("test") for run in study.runs() if "rung" in run.labels)
     assert all({"--data.split=90/5/5", "--data.test_seq_lens=[64, 256]"} <= set(run.options) for run in study.plan)
-    for model in ("Transformer", "PotatoLM"):
-        first, last = study.runs(model=model, rung=1), study.runs(model=model, rung=2)
-        best = min(first, key=lambda run: run.record["final"]["val/loss"])
-        assert [run.labels["trial"] for run in last] == [best.labels["trial"]]
+    for model, kept in (("Transformer", 1), ("PotatoLM", 3)):  # which in so few steps learns nothing
+        best = sorted(study.runs(model=model, rung=1), key=lambda run: run.record["final"]["val/loss"])[:kept]
+        last = study.runs(model=model, rung=2)
+        assert [run.labels["trial"] for run in last] == [run.labels["trial"] for run in best]
     rows = list(csv.DictReader((out / "compare.csv").open()))
     for row in study.findings["rows"]:
         ours = [float(r["test/bits_per_char"]) for r in rows if r["model"] == row["model"] and r["chosen"] == "True"]
