@@ -16,7 +16,7 @@ from app.cli.groups import OptionGroup
 from app.cli.invocation import command_line
 from app.cli.names import known_models
 from app.compare.grid import Grid, budget, widths
-from app.compare.space import read_space
+from app.compare.space import Space, read_space
 from app.output.progress import announce
 from app.study.conduct import OURS, check_place_and_trainer, conduct
 from app.study.study import Study
@@ -75,7 +75,7 @@ def compare(
     at_least_one(workers=workers)
     grid = Grid(
         unique("models", known_models(models)), unique("tasks", TASKS if tasks is None else tasks), widths(d_models),
-        unique_seeds([1, 2, 3, 4, 5] if seeds is None else seeds), search, search_seed, read_space(space),
+        unique_seeds([1, 2, 3, 4, 5] if seeds is None else seeds), search, search_seed, space_of(search, space),
         *budget(tokens, flops), [] if learning_rates is None else unique("learning_rates", learning_rates),
         validations, presets, trainer.options,
     )  # fmt: skip
@@ -87,6 +87,15 @@ def compare(
     check_runs(grid)
     study = Study("compare", command_line(), grid.plain(), plan=[])
     return conduct(study, out, workers, print_commands, conclude, lambda study: extend(study, grid))
+
+
+def space_of(search: int, file: Path) -> Space:
+    """What a search chooses from; nothing without one. ValueError for a file that has no use."""
+    if search:
+        return read_space(file)
+    if file != SPACE:
+        raise ValueError(f"--space {file} is what a search chooses from; say how many it tries, by --search")
+    return Space([], (1.0, 1.0), [], {})
 
 
 def conclude(study: Study, out: Path, console: Any) -> None:
