@@ -19,10 +19,11 @@ from app.output.figures import LearningCurve, learning_figure
 from app.output.numbers import four_digits, short
 from app.output.tables import markdown_table
 from app.scaling.forecasts import Forecast
-from app.scaling.points import collect
-from app.scaling.report import draw, survey_markdown
-from app.scaling.survey import FIELDS, Survey, bounds, surveys_of, unsure
-from app.study.gather import Gathered
+from app.scaling.origin import rows_of, span, varying
+from app.scaling.points import Collected, collect
+from app.scaling.report import draw, skipped_markdown, survey_markdown
+from app.scaling.survey import FIELDS, LEGEND, Survey, best_optimum, bounds, surveys_of, unsure, value_of
+from app.study.gather import Gathered, with_rates
 from app.study.study import StudiedRun, Study
 
 METRIC = "val/bits_per_char"  # that laws are fitted to
@@ -31,7 +32,7 @@ DRAWN = (SCRATCH, SMALL, EXACT, "ramped", "restarted", PUBLISHED)  # of a growth
 LAWS = (
     "Summary of L(N, D) = E + A N^-alpha + B D^-beta with {level:.0%} intervals. left out: the largest size, predicted "
     'by the others, beside what it was. next: twice the largest size, only predicted. A "?" is not determined by '
-    "these points. All laws, L(N) and L(D) too:"
+    "these points. N is the number of all parameters, by: what varies among the models."
 )
 
 
@@ -115,20 +116,21 @@ def comparison(name: str, study: Study) -> Iterator[Section]:
     for task, group in groupby(all_rows, attrgetter("task")):
         rows = list(group)
         widths = {row.d_model for row in rows if row.model == rows[0].model}
-        surveys = surveys_of_task(study, task) if len(widths) > 1 else []
-        if surveys:
+        points = points_of_task(study, task) if len(widths) > 1 else Collected([], [], [], [])
+        if points.points:
+            surveys = surveys_of(points, **FITS)
             figures = {f"{name}-{task}.png": draw(surveys, METRIC)}
-            paragraphs = law_paragraphs(surveys, FITS["level"])
+            all_runs = all_tables(study, rows, all_rows[0].model)
+            paragraphs = [*law_paragraphs(surveys, FITS["level"], points.skipped), *folded("All runs", all_runs)]
             yield Section(f"Scaling: {task}", study.command, about(study, task=task), paragraphs, figures)
         else:
-            yield side_by_side(name, study, rows, all_rows[0].model)
+            yield side_by_side(name, study, rows, all_rows[0].model, points.skipped)
 
 
-def side_by_side(name: str, study: Study, rows: Sequence[Row], baseline: str) -> Section:
+def side_by_side(name: str, study: Study, rows: Sequence[Row], baseline: str, skipped: Sequence[str] = ()) -> Section:
     """The tables of one task, and the curves of its validations."""
     task, settings = rows[0].task, tables_of(rows)
     figures: dict[str, Figure] = {}
-    paragraphs = []
     for table in settings:
         size = f"-{table[0].d_model}-{short(table[0].budget)}" if len(settings) > 1 else ""
         title = setting_title(table) if size else task
@@ -140,41 +142,61 @@ def side_by_side(name: str, study: Study, rows: Sequence[Row], baseline: str) ->
             f"{name}-{task}{size}", curves, title=title, x_label="training tokens",
             y_label=f"{QUALITIES.get(quality, quality)}, validation",
         )  # fmt: skip
-        paragraphs += [f"### {title}"] if size else []
+    paragraphs = [*all_tables(study, rows, baseline), *skipped_markdown(skipped)]
+    return Section(f"Comparison: {task}", study.command, about(study, task=task), paragraphs, figures)
+
+
+def all_tables(study: Study, rows: Sequence[Row], baseline: str) -> list[str]:
+    """The tables of one task, one for each width and budget, and how they are read."""
+    paragraphs, settings = [], tables_of(rows)
+    for table in settings:
+        paragraphs += [f"### {setting_title(table)}"] if len(settings) > 1 else []
         paragraphs += setting_paragraphs(study, table, baseline)
-    return Section(
-        f"Comparison: {task}", study.command, about(study, task=task), [*paragraphs, *legends(rows)], figures
-    )
+    return [*paragraphs, *legends(rows)]
+
+
+def folded(title: str, paragraphs: Sequence[str]) -> list[str]:
+    """Paragraphs for those who open them."""
+    return [f"<details><summary>{title}</summary>", *paragraphs, "</details>"]
 
 
 # Scaling --------------------------------------------------------------------------------------------------------------
 
 
-def surveys_of_task(study: Study, task: str) -> list[Survey]:
-    """The laws of each model on a task, at the chosen learning rates; none where nothing is in bits per character."""
-    chosen = chosen_runs(study)
-    runs = [run for run in study.runs(task=task) if run.name in chosen]
-    return surveys_of(collect(Gathered(runs), METRIC).points, **FITS)
+def points_of_task(study: Study, task: str) -> Collected:
+    """The points of a task, at the chosen learning rates; none where nothing is in bits per character."""
+    runs = [run for run in with_rates(study, chosen_runs(study)) if run.labels["task"] == task]
+    return collect(Gathered([run for run in runs if METRIC in run.record["final"]]), METRIC)
 
 
 def laws(name: str, study: Study) -> Iterator[Section]:
     """The laws that `scaling` fitted, to the same runs in the same way."""
     metric, level = study.options["metric"], study.options["intervals"]
-    points = collect(Gathered(study.runs()), metric).points
-    surveys = surveys_of(points, level=level, resamples=study.options["resamples"], seed=study.options["seed"])
+    collected = collect(Gathered(study.runs()), metric)
+    if not collected.points:
+        raise ValueError(f"{name} has no run to fit: {'; '.join(collected.skipped[-1:])}")
+    surveys = surveys_of(collected, level=level, resamples=study.options["resamples"], seed=study.options["seed"])
+    skipped = list(dict.fromkeys([*study.findings["skipped"], *collected.skipped]))
     figures = {f"{name}.png": draw(surveys, metric)}
-    yield Section(f"Scaling of {metric}", study.command, about(study), law_paragraphs(surveys, level), figures)
+    yield Section(f"Scaling of {metric}", study.command, about(study), law_paragraphs(surveys, level, skipped), figures)
 
 
-def law_paragraphs(surveys: Sequence[Survey], level: float) -> list[str]:
-    """A summary, and all laws for those who open them."""
-    all_laws = ["<details><summary>All laws</summary>", *survey_markdown(surveys, level), "</details>"]
-    return [summary(surveys), LAWS.format(level=level), *all_laws]
+def law_paragraphs(surveys: Sequence[Survey], level: float, skipped: Sequence[str]) -> list[str]:
+    """A summary, what was skipped, and all laws for those who open them."""
+    all_laws = folded("All laws", list(survey_markdown(surveys, level)))
+    behind = "\n".join(f"- {survey.model}: {origin_in_words(survey)}" for survey in surveys)
+    words = [f"{LAWS.format(level=level)} {LEGEND}", "Behind the points:", behind]
+    return [summary(surveys), *words, *skipped_markdown(skipped), *all_laws]
+
+
+def origin_in_words(survey: Survey) -> str:
+    """Which N it is, how well the points were tuned, and what else must be known of them."""
+    return ". ".join(" ".join(filter(None, row)) for row in rows_of(survey.points)) + "."
 
 
 def summary(surveys: Sequence[Survey]) -> str:
     """A line a model."""
-    titles = ["model", "runs", "N", "D", "E", "alpha", "beta", "rms", "left out", "next"]
+    titles = ["model", "runs", "N", "by", "D", "E", "alpha", "beta", "rms", "left out", "next", "N of least loss"]
     return markdown_table(titles, map(summary_row, surveys))
 
 
@@ -182,16 +204,16 @@ def summary_row(survey: Survey) -> list[str]:
     """L(N, D) of one model."""
     joint = survey.joint
     sizes = [sorted(getattr(point, name) for point in survey.points) for name in FIELDS.values()]
-    spans = [f"{short(size[0])} .. {short(size[-1])}" for size in sizes]
-    head = [survey.model, str(len(survey.points)), *spans]
+    N, D = (f"{short(size[0])} .. {short(size[-1])}" for size in sizes)
+    by = " and apart ".join(span(survey.points, option) for option in varying(survey.points))
+    head = [survey.model, str(len(survey.points)), N, by or "-", D]
     if isinstance(joint.fitted, str):
-        return [*head, joint.fitted, *[""] * 5]
+        return [*head, joint.fitted, *[""] * 6]
     intervals, vague = joint.fitted.intervals(), unsure(joint.fitted)
-    values = [
-        "?" if name in vague else f"{four_digits(intervals[name].value)} [{bounds(intervals[name], name != 'E')}]"
-        for name in ("E", "alpha", "beta")
-    ]
-    return [*head, *values, f"{joint.fitted.law.rms:.2g}", in_words(joint.left_out), in_words(joint.next_size)]
+    told = {n: f"{value_of(n, joint.fitted, i.value)} [{bounds(i, n != 'E')}]" for n, i in intervals.items()}
+    values = ["?" if name in vague else told[name] for name in ("E", "alpha", "beta")]
+    forecasts = [in_words(joint.left_out), in_words(joint.next_size)]
+    return [*head, *values, f"{joint.fitted.law.rms:.2g}", *forecasts, best_optimum(survey)]
 
 
 def in_words(forecast: Forecast | str) -> str:

@@ -56,6 +56,7 @@ class Law:
         coefficients: A and B, one a variable.
         exponents: alpha and beta, one a variable.
         points: Number of losses it was fitted to.
+        least: The lowest of the losses.
         rms: Root mean square of the residuals, in units of the loss.
         r2: Share of the losses' variance that it explains.
     """
@@ -65,6 +66,7 @@ class Law:
     coefficients: tuple[float, ...]
     exponents: tuple[float, ...]
     points: int
+    least: float
     rms: float
     r2: float
 
@@ -78,6 +80,11 @@ class Law:
         """Names of the exponents at an edge of the search, or whose term vanished: the points say nothing of them."""
         terms = zip(self.variables, self.coefficients, self.exponents, strict=True)
         return tuple(NAMES[name][1] for name, a, exponent in terms if a == 0 or at_edge(exponent))
+
+    @property
+    def at_bound(self) -> bool:
+        """Whether E ended at its least or its greatest value, 0 or the lowest loss: the bound then made the others."""
+        return not 0 < self.irreducible < self.least
 
     def parameters(self) -> dict[str, float]:
         """E, then each variable's coefficient and exponent, by name."""
@@ -275,6 +282,7 @@ def fit(
         tuple(raw[0].tolist()),
         tuple(exponents[0].tolist()),
         len(y),
+        float(y.min()),
         (squares / len(y)) ** 0.5,
         1 - squares / float(((y - y.mean()) ** 2).sum()),
     )

@@ -1,7 +1,9 @@
 """Runs as points of a scaling law: size, tokens, FLOPs and loss, all of one task.
 
 Only a finished run that kept its size is a point: before its schedule has ended, a loss says little of the size, and
-a grown run has no one size. Losses of different texts, vocabularies or windows do not share an axis.
+a grown run has no one size. Nor is a run shorter than ten warm-ups, whose loss is that of the warm-up, which longer
+runs hardly have: such runs bend L(D) and move every optimum. Losses of different texts, vocabularies or windows do not
+share an axis.
 """
 
 from __future__ import annotations
@@ -9,13 +11,15 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any, NamedTuple
 
-from app.study.gather import Gathered
+from app.study.gather import CHECK, RATE_AT_END, RATES, Gathered
 from app.study.study import StudiedRun
 
+WARM_UPS = 10  # that a point's steps have room for
 LOSSES = re.compile(r"(val|test)/(loss|bits_per_char)(/.+)?")
 NOT_THE_TASK = {
     "batch_size", "data_dir", "num_workers", "seed", "samples_per_epoch", "num_val_samples", "num_test_samples",
@@ -24,7 +28,20 @@ NOT_THE_TASK = {
 
 @dataclass(frozen=True)
 class Point:
-    """One run: its size, what was spent on it, and its loss by the metric."""
+    """One run: its size, what was spent on it, and its loss by the metric.
+
+    Attributes:
+        run, model, seed: Which run it is.
+        parameters, tokens, flops: N, D and C.
+        loss: By the metric.
+        steps: Optimizer steps.
+        options: The model's options but for the vocabulary, which say what its size comes from.
+        momentum_warmup: Steps in which Muon's momentum rises; 0 without.
+        epoch: Tokens in one pass over the training text; None where a task draws ever new ones.
+        rates: Learning rates tried in its place, as far as is known.
+        rate_at_end: Whether its own is the least or the greatest of them; None where not known.
+        task: Folder of the experiment file in a comparison; empty for other runs.
+    """
 
     run: str
     model: str
@@ -33,12 +50,23 @@ class Point:
     tokens: int
     flops: float
     loss: float
+    steps: int = 0
+    options: Mapping[str, Any] = field(default_factory=dict)
+    momentum_warmup: int = 0
+    epoch: float | None = None
+    rates: int = 1
+    rate_at_end: bool | None = None
+    task: str = ""
 
 
 class Collected(NamedTuple):
-    """Points with the runs that they are, and a line for each run that is none."""
+    """Points to fit and points to hold beside the fits, the runs that they are, and a line for each run that is none.
+
+    The runs shorter than ten warm-ups have one line together.
+    """
 
     points: list[Point]
+    checks: list[Point]
     runs: list[StudiedRun]
     skipped: list[str]
 
@@ -66,7 +94,51 @@ def point_of(run: StudiedRun, metric: str) -> Point:
     for key, value in {metric: measured[metric], **sizes}.items():
         if not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
             raise ValueError(f"{run.name}: {key} is {value}, not a number above 0")
-    return Point(run.name, str(record.get("model")), record.get("seed"), loss=float(measured[metric]), **sizes)
+    optim, labels = record.get("optim", {}), run.labels
+    return Point(
+        run.name,
+        str(record.get("model")),
+        record.get("seed"),
+        loss=float(measured[metric]),
+        **sizes,
+        steps=steps_of(run),
+        options={name: value for name, value in record.get("model_options", {}).items() if name != "vocab_size"},
+        momentum_warmup=optim.get("momentum_warmup_steps", 0) if optim.get("optimizer") == "muon" else 0,
+        epoch=epoch_of(record.get("data_options", {})),
+        rates=labels.get(RATES, 1),
+        rate_at_end=labels.get(RATE_AT_END),
+        task=labels.get("task", "") if "d_model" in labels else "",
+    )
+
+
+def steps_of(run: StudiedRun) -> int:
+    """Optimizer steps at the end of a run."""
+    return int(run.record.get("final", {}).get("step") or run.record.get("step") or 0)
+
+
+def warmup_of(run: StudiedRun) -> int:
+    """Steps in which a run's learning rate rises."""
+    return int(run.record.get("optim", {}).get("warmup_steps") or 0)
+
+
+def epoch_of(data_options: Mapping[str, Any]) -> float | None:
+    """Characters of the training split; None for a task without a text."""
+    characters, split = data_options.get("characters"), data_options.get("split")
+    return characters * int(split.partition("/")[0]) / 100 if characters and split else None
+
+
+def refusal(short: Sequence[StudiedRun]) -> str:
+    """How many runs are shorter than ten warm-ups, and which, in one line."""
+
+    def kind(run: StudiedRun) -> tuple[str, int]:
+        return str(run.record.get("model")), warmup_of(run)
+
+    which = []
+    for (model, warmup), group in groupby(sorted(short, key=kind), kind):
+        steps = sorted(map(steps_of, group))
+        numbers = ", ".join(map(str, dict.fromkeys(steps)))
+        which.append(f"{model} {len(steps)} (of {numbers} steps, fewer than {WARM_UPS} x {warmup})")
+    return f"{len(short)} runs shorter than {WARM_UPS} warm-ups, which are no points: {'; '.join(which)}"
 
 
 def task_of(run: StudiedRun, metric: str) -> dict[str, Any]:
@@ -105,7 +177,11 @@ def identity(run: StudiedRun) -> str:
 def collect(gathered: Gathered, metric: str) -> Collected:
     """The points among the runs; ValueError for runs of different tasks."""
     used: dict[str, StudiedRun] = {}
-    points, skipped = [], list(gathered.skipped)
+    points: list[Point] = []
+    checks: list[Point] = []
+    kept: list[StudiedRun] = []
+    short: list[StudiedRun] = []
+    skipped = list(gathered.skipped)
     for run in gathered.runs:
         try:
             point = point_of(run, metric)
@@ -115,6 +191,14 @@ def collect(gathered: Gathered, metric: str) -> Collected:
         if (same := used.setdefault(identity(run), run)) is not run:
             skipped.append(f"{run.name}: the same run as {same.name}")
             continue
-        points.append(point)
-    check_task(list(used.values()), metric)
-    return Collected(points, list(used.values()), skipped)
+        if steps_of(run) < WARM_UPS * warmup_of(run):
+            short.append(run)
+            continue
+        kept.append(run)
+        (checks if run.labels.get(CHECK) else points).append(point)
+    models = {point.model for point in points}
+    skipped += [f"{run.run}: no law of {run.model} to check" for run in checks if run.model not in models]
+    if short:
+        skipped.append(refusal(short))
+    check_task(kept, metric)
+    return Collected(points, checks, kept, skipped)

@@ -13,7 +13,7 @@ from rich.table import Table
 from app.output.events import new_events
 from app.output.figures import Panel, Series, pixels, save, scaling_figure
 from app.output.tables import csv_text, new_table
-from app.scaling.survey import Attempt, Survey, losses_of, sections_of, sizes_of
+from app.scaling.survey import LEGEND, NOT_DETERMINED, Attempt, Survey, losses_of, sections_of, sizes_of
 from app.study.study import SCALING_FILE, Study
 from callbacks.atomic import write_text
 
@@ -39,9 +39,13 @@ def scaling_markdown(surveys: Sequence[Survey], study: Study) -> str:
     """The same for a file, with the figure, and what was skipped."""
     parts = [f"# Scaling of {study.options['metric']}", "![the laws](scaling.png)"]
     parts += survey_markdown(surveys, study.options["intervals"])
-    if skipped := study.findings["skipped"]:
-        parts += ["Skipped:", "\n".join(f"- {line}" for line in skipped)]
+    parts += [LEGEND, *skipped_markdown(study.findings["skipped"])]
     return "\n\n".join(parts) + "\n"
+
+
+def skipped_markdown(lines: Sequence[str]) -> list[str]:
+    """The runs that are no points, and why, as paragraphs; none without any."""
+    return ["Skipped:", "\n".join(f"- {line}" for line in lines)] if lines else []
 
 
 def survey_markdown(surveys: Sequence[Survey], level: float) -> Iterator[str]:
@@ -67,13 +71,16 @@ def drawn_law(model: str, law: Attempt) -> Series:
 
 
 def drawn_frontier(survey: Survey) -> Series | None:
-    """Runs by budget and size, and the sizes of least loss with their band."""
+    """Runs by budget and size, and the optima with their band, where they are determined."""
     flops, sizes = [point.flops for point in survey.points], [point.parameters for point in survey.points]
     if isinstance(survey.frontier, str):
         return None
-    x = np.geomspace(survey.budgets().min(), survey.budgets().max(), CURVE_POINTS)
-    line = (x, survey.frontier.sizes(x)[0])
-    return Series(f"{survey.model}, runs", (flops, sizes), line, survey.frontier.band(x))
+    edge, label = survey.frontier, f"{survey.model}, runs"
+    if edge.determined is None:
+        return Series(f"{label}; optimum {NOT_DETERMINED}", (flops, sizes))
+    x, measured = np.geomspace(*edge.determined, CURVE_POINTS), edge.measured
+    low, high = (np.clip(end, measured.smallest, measured.largest) for end in edge.band(x))
+    return Series(label, (flops, sizes), (x, edge.sizes(x)[0]), (low, high))
 
 
 def draw(surveys: Sequence[Survey], metric: str) -> Figure:

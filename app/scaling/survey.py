@@ -17,13 +17,22 @@ from rich.console import Console
 from app.output.intervals import Interval
 from app.output.numbers import four_digits, short
 from app.output.progress import Tell, steps
-from app.scaling.forecasts import Forecast, Frontier, frontier, left_out, next_size
+from app.scaling import origin
+from app.scaling.checks import Check, checks_of, proposal
+from app.scaling.forecasts import Forecast, Frontier, Optimum, frontier, left_out, next_size, without_smallest
 from app.scaling.law import HIGH, LOW, NAMES, UNDETERMINED, Fit, at_edge, check, fit, size_classes
-from app.scaling.points import Point
+from app.scaling.points import Collected, Point
 
 FIELDS = {"N": "parameters", "D": "tokens"}
 ALL_RUNS = "all runs"
-BEYOND = 10.0  # the frontier is told up to so many times the largest budget
+BUDGETS = 3  # at which optima are told, between those of the cheapest and the dearest run
+NOT_DETERMINED = "not determined"
+SIGN = "†"  # of an E at its bound
+LEGEND = (
+    f"{SIGN}: E is at its bound, 0 or the lowest loss, and the other parameters are what the bound makes of them. "
+    "An optimum is told only inside the measured N and D and up to four epochs of the data; its interval covers the "
+    "optimum without the runs of the smallest D."
+)
 Row = tuple[str, str, str]  # of a table: what, its value, its interval or what else is to be said
 T = TypeVar("T")
 
@@ -62,6 +71,7 @@ class Attempt:
         values = {n: None if n in vague else asdict(i) for n, i in self.fitted.intervals().items()}
         plain |= {"rms": law.rms, "r2": law.r2, "parameters": values, "not_determined": sorted(vague)}
         forecasts = {"left_out": self.left_out, "next_size": self.next_size}
+        plain |= {"E_at_bound": law.at_bound}
         return plain | {n: {"reason": f} if isinstance(f, str) else f.plain() for n, f in forecasts.items()}
 
 
@@ -75,6 +85,7 @@ class Survey:
         alone: L(N) and L(D), by the variable.
         joint: L(N, D).
         frontier: The compute-optimal sizes.
+        checks: What L(N, D) predicts of runs that it was not fitted to, beside their losses, or why it does not.
     """
 
     model: str
@@ -82,6 +93,7 @@ class Survey:
     alone: dict[str, Attempt]
     joint: Attempt
     frontier: Frontier | str
+    checks: tuple[Check, ...] | str = ()
 
     @property
     def attempts(self) -> list[Attempt]:
@@ -89,16 +101,20 @@ class Survey:
         return [*self.alone.values(), self.joint]
 
     def budgets(self) -> np.ndarray:
-        """FLOPs at which the frontier is told: those of the cheapest and the dearest run, and beyond."""
+        """FLOPs at which optima are told: between those of the runs, and in the middle of the determined ones."""
         flops = [point.flops for point in self.points]
-        return np.array([min(flops), max(flops), BEYOND * max(flops)])
+        between = np.geomspace(min(flops), max(flops), BUDGETS + 2)[1:-1]
+        middle = None if isinstance(self.frontier, str) else self.frontier.middle
+        return between if middle is None else np.sort([*between, middle])
 
     def plain(self) -> dict[str, Any]:
         """As it stands in the JSON file."""
         edge = self.frontier
         frontier = {"reason": edge} if isinstance(edge, str) else edge.plain(self.budgets())
         laws = [attempt.plain() for attempt in self.attempts]
-        return {"model": self.model, "runs": len(self.points), "laws": laws, "frontier": frontier}
+        told = {"model": self.model, "runs": len(self.points), "N": origin.kind_of_size(self.points), "laws": laws}
+        checks = self.checks if isinstance(self.checks, str) else [check.plain() for check in self.checks]
+        return told | {"frontier": frontier, "run_at_optimum": proposal(self.points, edge), "checks": checks}
 
 
 # Fitting --------------------------------------------------------------------------------------------------------------
@@ -154,12 +170,13 @@ def attempt(variables: Sequence[str], at: str, points: Sequence[Point], options:
     return Attempt(*known, or_reason(left_out, sizes, losses, **options), or_reason(next_size, fitted, sizes))
 
 
-def survey(model: str, points: Sequence[Point], tell: Tell, **options: Any) -> Survey:
+def survey(model: str, points: Sequence[Point], runs: Sequence[Point], tell: Tell, **options: Any) -> Survey:
     """All laws of one model's runs.
 
     Args:
         model: Its name.
         points: Its runs, one or more.
+        runs: Others, which are not fitted but predicted.
         tell: Is called with a line about each law that was tried.
         options: `level`, `resamples` and `seed` of `fit`.
     """
@@ -172,17 +189,23 @@ def survey(model: str, points: Sequence[Point], tell: Tell, **options: Any) -> S
     alone = {variable: tried(variable, *slice_for(points, variable)) for variable in FIELDS}
     joint = tried(tuple(FIELDS), "", points)
     edge: Frontier | str = "it needs L(N, D)"
+    checks: tuple[Check, ...] | str = "L(N, D) is not known" if runs else ()
     if isinstance(joint.fitted, Fit):
         sizes, flops = sizes_of(points, tuple(FIELDS)), [point.flops for point in points]
-        edge = or_reason(frontier, joint.fitted, sizes["N"], sizes["D"], flops)
-    return Survey(model, tuple(points), alone, joint, edge)
+        again = or_reason(without_smallest, sizes, losses_of(points), **options)
+        edge = or_reason(frontier, joint.fitted, again, sizes["N"], sizes["D"], flops, points[0].epoch)
+        checks = tuple(checks_of(points, runs, joint.fitted, edge))
+    return Survey(model, tuple(points), alone, joint, edge, checks)
 
 
-def surveys_of(points: Sequence[Point], console: Console | None = None, **options: Any) -> list[Survey]:
+def surveys_of(collected: Collected, console: Console | None = None, **options: Any) -> list[Survey]:
     """The laws of each model, in the order of the models' names; the console, if there is one, hears of each."""
-    models = sorted({point.model for point in points})
+    models = sorted({point.model for point in collected.points})
     with steps((len(FIELDS) + 1) * len(models), console or Console(quiet=True)) as tell:
-        return [survey(model, [point for point in points if point.model == model], tell, **options) for model in models]
+        return [
+            survey(model, *([p for p in some if p.model == model] for some in collected[:2]), tell, **options)
+            for model in models
+        ]
 
 
 # Words ----------------------------------------------------------------------------------------------------------------
@@ -199,6 +222,11 @@ def bounds(interval: Interval, exponent: bool = False) -> str:
     low = f"< {LOW:g}" if exponent and at_edge(interval.low) else four_digits(interval.low)
     high = f"> {HIGH:g}" if exponent and at_edge(interval.high) else four_digits(interval.high)
     return f"{low} .. {high}"
+
+
+def value_of(name: str, fitted: Fit, value: float) -> str:
+    """A parameter of a law, with a sign if it is an E at its bound."""
+    return four_digits(value) + (SIGN if name == "E" and fitted.law.at_bound else "")
 
 
 def forecast_row(what: str, forecast: Forecast | str) -> Row:
@@ -228,7 +256,8 @@ def attempt_rows(attempt: Attempt) -> list[Row]:
     exponents = {exponent for _, exponent in NAMES.values()}
     for name, interval in attempt.fitted.intervals().items():
         ends = bounds(interval, exponent=name in exponents)
-        rows.append((f"  {name}", *(("?", UNDETERMINED) if name in vague else (four_digits(interval.value), ends))))
+        value = value_of(name, attempt.fitted, interval.value)
+        rows.append((f"  {name}", *(("?", UNDETERMINED) if name in vague else (value, ends))))
     forecasts = {"  left out": attempt.left_out, "  next": attempt.next_size}
     return [*rows, *(forecast_row(what, forecast) for what, forecast in forecasts.items())]
 
@@ -242,13 +271,48 @@ def frontier_rows(survey: Survey) -> list[Row]:
     rows = [("frontier, C = c N D", f"c = {edge.flops:.3g}", f"{least:.3g} .. {greatest:.3g} in the runs")]
     for name, interval in (("  a, N ~ C^a", edge.a), ("  b, D ~ C^b", edge.b)):
         rows.append((name, four_digits(interval.value), bounds(interval)))
-    dearest = max(point.flops for point in survey.points)
-    for C, N, D, low, high in zip(budgets, *edge.sizes(budgets), *edge.band(budgets), strict=True):
-        ahead = "; only predicted" if dearest < C else ""
-        rows.append((f"  N at {C:.2g} FLOPs", short(N), f"{short(low)} .. {short(high)}; D = {short(D)}{ahead}"))
-    return rows
+    span = f"{edge.determined[0]:.2g} .. {edge.determined[1]:.2g} FLOPs" if edge.determined else "nowhere"
+    rows.append(("  determined", span, "inside the measured N and D, up to four epochs"))
+    rows += [(f"  N at {C:.2g} FLOPs", *optimum_cells(edge.optimum(C), edge)) for C in budgets]
+    command = proposal(survey.points, edge)
+    return [*rows, *([("  to train there", f"{edge.middle:.2g} FLOPs", command)] if command else [])]
+
+
+def best_optimum(survey: Survey) -> str:
+    """The optimum in the middle of the determined budgets, in words."""
+    edge = survey.frontier
+    if isinstance(edge, str) or edge.middle is None:
+        return NOT_DETERMINED
+    value, said = optimum_cells(edge.optimum(edge.middle), edge)
+    return f"{value} at {edge.middle:.2g} FLOPs, {said}"
+
+
+def optimum_cells(optimum: Optimum, edge: Frontier) -> tuple[str, str]:
+    """An optimum and what is to be said of it: its number only where it is determined."""
+    measured, moved = edge.measured, optimum.without_smallest
+    if moved is None:
+        how = f"without the smallest D not known: {edge.refitted}"
+    else:
+        reason = f" ({moved.beyond})" if moved.beyond != optimum.beyond else ", either"
+        value = f"{NOT_DETERMINED}{reason}" if moved.beyond else short(moved.parameters.value)
+        how = f"without the smallest D {value}"
+    if optimum.beyond:
+        return NOT_DETERMINED, f"{optimum.beyond}; {how}"
+    ends = optimum.parameters
+    low = f"< {short(measured.smallest)}" if ends.low < measured.smallest else short(ends.low)
+    high = f"> {short(measured.largest)}" if ends.high > measured.largest else short(ends.high)
+    return short(ends.value), f"{low} .. {high}; D = {short(optimum.tokens)}; {how}"
+
+
+def check_rows(survey: Survey) -> list[Row]:
+    """What L(N, D) predicted of runs that it was not fitted to, and what they were."""
+    if isinstance(survey.checks, str):
+        return [("check", "-", survey.checks)]
+    rows = [(forecast_row("check", check.forecast), check.remark) for check in survey.checks]
+    return [(what, value, f"{said}; {remark}" if remark else said) for (what, value, said), remark in rows]
 
 
 def sections_of(survey: Survey) -> list[list[Row]]:
-    """All that was found of one model, a section for each law and one for the frontier."""
-    return [*map(attempt_rows, survey.attempts), frontier_rows(survey)]
+    """All that was found of one model: where its points come from, each law, the frontier, and checks, if any."""
+    sections = [origin.rows_of(survey.points), *map(attempt_rows, survey.attempts), frontier_rows(survey)]
+    return [*sections, check_rows(survey)] if survey.checks else sections

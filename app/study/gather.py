@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections import defaultdict
+from collections.abc import Container, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from app.study.study import STUDY_FILE, StudiedRun, read_study
+from app.study.study import STUDY_FILE, StudiedRun, Study, read_study
+
+RATES, RATE_AT_END = "rates", "rate_at_end"  # labels: learning rates tried, whether a run's is an end of them
+CHECK = "check"  # label: the run is not fitted, but held beside the fit
 
 
 @dataclass
@@ -17,20 +21,27 @@ class Gathered:
     skipped: list[str] = field(default_factory=list)
 
 
-def gather(paths: Sequence[Path]) -> Gathered:
+def gather(paths: Sequence[Path], checks: Sequence[Path] = ()) -> Gathered:
     """The runs in run folders, in folders of run folders (at any depth), and in study files.
 
     What is damaged or of another format is skipped, and named. ValueError if a path does not exist.
+
+    Args:
+        paths: Where they are.
+        checks: Where there are more, which get a label that keeps them from being fitted.
     """
     found = Gathered()
-    for path in paths:
+    for path, labels in [*((path, {}) for path in paths), *((path, {CHECK: True}) for path in checks)]:
         if not path.exists():
-            raise ValueError(f"RUNS {path} does not exist; name a run folder, a folder of them, or a study.json")
+            option = "--check" if labels else "RUNS"
+            raise ValueError(f"{option} {path} does not exist; name a run folder, a folder of them, or a study.json")
         for file in records_in(path):
             try:
-                found.runs += runs_of(file)
+                runs = runs_of(file)
             except ValueError as error:
                 found.skipped.append(str(error))
+                continue
+            found.runs += [replace(run, labels=run.labels | labels) for run in runs]
     return found
 
 
@@ -55,4 +66,29 @@ def runs_of(file: Path) -> list[StudiedRun]:
         return [StudiedRun(str(file.parent), {}, read_record(file))]
     study = read_study(file)
     chosen = study.findings.get("chosen", study.records)
-    return [run for run in study.runs() if run.name in chosen and "rung" not in run.labels]
+    return with_rates(study, [run.name for run in study.runs() if run.name in chosen and "rung" not in run.labels])
+
+
+def with_rates(study: Study, names: Container[str]) -> list[StudiedRun]:
+    """The runs of these names; a run chosen among several learning rates has labels that say so."""
+    tried: dict[str, set[float]] = defaultdict(set)
+    for run in study.runs():
+        tried[place_of(run)].add(rate_of(run))
+    chosen = []
+    for run in study.runs():
+        rates = tried[place_of(run)]
+        if run.name in names and "factor" in run.labels and RATES not in run.labels:
+            at_end = len(rates) > 1 and rate_of(run) in (min(rates), max(rates))
+            run = replace(run, labels=run.labels | {RATES: len(rates), RATE_AT_END: at_end})
+        chosen += [run] * (run.name in names)
+    return chosen
+
+
+def rate_of(run: StudiedRun) -> float:
+    """Its learning rate, as a multiple of the experiment file's."""
+    return float(run.labels.get("factor", 1))
+
+
+def place_of(run: StudiedRun) -> str:
+    """What runs share that differ in learning rate and seed only."""
+    return repr({name: value for name, value in run.labels.items() if name not in ("factor", "seed")})

@@ -21,10 +21,12 @@ from app.output.figures import (
     scaling_figure,
 )
 from app.output.numbers import short
-from app.scaling.forecasts import Forecast, frontier, left_out, next_size
+from app.scaling.checks import option_at
+from app.scaling.forecasts import Forecast, Measured, frontier, left_out, next_size, without_smallest
 from app.scaling.law import Fit, Interval, Law, design, fit, search, size_classes, solve
-from app.scaling.points import LOSSES
-from app.scaling.survey import bounds
+from app.scaling.origin import kind_of_size, stranger
+from app.scaling.points import LOSSES, Point
+from app.scaling.survey import bounds, optimum_cells, value_of
 from app.study.study import Planned, Study, compact, read_study
 
 N, D = np.geomspace(1e4, 3.2e5, 6), np.geomspace(1e6, 1.6e7, 5)
@@ -240,7 +242,7 @@ def test_leaving_out_needs_enough_to_stay():
 def test_the_frontier_has_the_least_loss_at_its_budget():
     n, d = factorial(N, D)
     found = fit({"N": n, "D": d}, loss(n, d) + noise(len(n), 0.005), resamples=200)
-    edge, budgets = frontier(found, n, d, 7 * n * d), np.geomspace(1e11, 1e14, 4)
+    edge, budgets = frontier(found, "unknown", n, d, 7 * n * d), np.geomspace(1e11, 1e14, 4)
     best_N, best_D = edge.sizes(budgets)
     np.testing.assert_allclose(7 * best_N * best_D, budgets)
     for factor in (0.9, 1.1):
@@ -259,7 +261,99 @@ def test_no_frontier_without_both_exponents():
     found = fit({"N": n, "D": d}, loss(n) + noise(len(n), 0.001), resamples=20)
     assert "beta" in found.undetermined
     with pytest.raises(ValueError, match="beta not determined"):
-        frontier(found, n, d, n * d)
+        frontier(found, "unknown", n, d, n * d)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "tokens", "reason"),
+    [
+        (336, 5e6, "below the smallest model, 16.5k parameters"),
+        (3e5, 5e6, "above the largest model, 213k parameters"),
+        (1e5, 1e5, "below the shortest run, 1.00M tokens"),
+        (1e5, 1.5e7, "beyond the longest run, 10.0M tokens, beyond 4 epochs, 8.00M tokens"),
+        (1e5, 9e6, "beyond 4 epochs, 8.00M tokens"),
+        (16_500, 8e6, ""),
+        (213_000, 1e6, ""),
+    ],
+)
+def test_sizes_outside_what_was_measured_are_named(parameters, tokens, reason):
+    assert Measured(16_500, 213_000, 1e6, 1e7, epoch=2e6).beyond(parameters, tokens) == reason
+
+
+@pytest.mark.parametrize("epoch", [None, 5e5])
+def test_an_optimum_is_determined_just_where_it_was_measured_around(epoch):
+    n, d = factorial(N, D)
+    edge = frontier(fit({"N": n, "D": d}, loss(n, d), resamples=5), "unknown", n, d, 7 * n * d, epoch)
+    low, high = edge.determined
+    assert low < edge.middle < high
+    for budget in (low * 1.01, edge.middle, high / 1.01):
+        assert not edge.optimum(budget).beyond
+        assert edge.optimum(budget).plain()["tokens"] <= min(D[-1], 4 * (epoch or np.inf))
+    for budget in (low / 1.01, high * 1.01, 1e6 * high):
+        plain = edge.optimum(budget).plain()
+        assert set(plain) == {"flops", "not_determined"}
+    value, said = optimum_cells(edge.optimum(high * 1.01), edge)
+    assert value == "not determined"
+    assert ("beyond 4 epochs, 2.00M tokens" in said) == (epoch is not None)
+
+
+def test_an_optimum_nowhere_inside_is_determined_nowhere():
+    n, d = factorial(N, D)
+    found = fit({"N": n, "D": d}, loss(n, d, A=0.02), resamples=5)  # so much data that the smallest model is too large
+    edge = frontier(found, "unknown", n, d, 7 * n * d)
+    assert edge.determined is None
+    reasons = "below the smallest model, 10.0k parameters, beyond the longest run, 16.0M tokens"
+    assert edge.optimum(7 * N[0] * D[-1]).beyond == reasons
+
+
+def test_the_interval_of_an_optimum_covers_the_one_without_the_smallest_tokens():
+    n, d = factorial(N, D)
+    sizes, y = {"N": n, "D": d}, np.where(d < D[1], loss(n, d) + 0.3, loss(n, d)) + noise(len(n), 1e-3)
+    edge = frontier(fit(sizes, y, resamples=20), without_smallest(sizes, y, resamples=20), n, d, 7 * n * d)
+    budget = 1.1 * edge.determined[0]
+    optimum = edge.optimum(budget)
+    moved = optimum.without_smallest.parameters.value
+    truth = frontier(fit(sizes, loss(n, d), resamples=2), "unknown", n, d, 7 * n * d).optimum(budget)
+    assert moved == pytest.approx(truth.parameters.value, rel=0.1)
+    assert abs(np.log(optimum.parameters.value / moved)) > 0.2
+    for value in (optimum.parameters.value, moved):
+        assert optimum.parameters.low <= value <= optimum.parameters.high
+    assert f"without the smallest D {short(moved)}" in optimum_cells(optimum, edge)[1]
+    few = d < D[3]
+    with pytest.raises(ValueError, match="needs at least 3 different D; there are 2"):
+        without_smallest({"N": n[few], "D": d[few]}, y[few], resamples=2)
+
+
+def test_an_e_at_its_bound_has_a_sign():
+    straight = fit({"N": N}, 5 - 0.3 * np.log(N), resamples=5)  # falls for ever, which no E above 0 allows
+    assert straight.law.irreducible == 0
+    assert straight.law.at_bound
+    assert value_of("E", straight, 0.0) == "0.000†"
+    assert value_of("A", straight, 4.0) == "4.000"
+    assert not fit({"N": N}, loss(N), resamples=5).law.at_bound
+
+
+# What N is ------------------------------------------------------------------------------------------------------------
+
+
+def point(n, d=1e6, value=2.0, **options):
+    return Point("run", "TokenFormer", 1, int(n), int(d), 6.5 * n * d, value, 100, options)
+
+
+def test_the_law_says_which_n_it_is_of():
+    wide = [point(width**2, d_model=width, num_heads=width // 16, num_param_tokens=width // 2) for width in (32, 64)]
+    tall = [point(tokens, d_model=64, num_heads=4, num_param_tokens=tokens) for tokens in (32, 128)]
+    assert kind_of_size(wide) == "of models that differ in d_model 32 .. 64 with num_heads, num_param_tokens"
+    assert kind_of_size(tall) == "of models that differ in num_param_tokens 32 .. 128"
+    assert kind_of_size(wide + tall).endswith("they vary apart from each other, so N does not say which model is meant")
+    assert not stranger(wide, {"d_model": 48, "num_heads": 3, "num_param_tokens": 24})
+    assert stranger(wide, tall[1].options) == "num_param_tokens"
+    assert stranger(tall, wide[0].options) == "d_model, num_heads"
+
+
+def test_the_run_at_the_optimum_has_a_width_that_heads_divide():
+    points = [point(16 * width**2, d_model=width, num_heads=width // 16) for width in (32, 64, 128)]
+    assert [option_at(points, "d_model", 16 * width**2) for width in (32, 70, 77, 128)] == [32, 72, 80, 128]
 
 
 def test_tokens_that_hardly_differ_are_one_size():
@@ -338,7 +432,7 @@ def scaling(capsys, *args) -> tuple[int, str, str]:
 
 def test_the_verb_fits_prints_and_writes(runs, tmp_path, capsys):
     out = tmp_path / "out"
-    code, printed, _ = scaling(capsys, runs, "--out", out, "--resamples", 150, "--tensorboard", "true")
+    code, printed, _ = scaling(capsys, runs, "--out", out, "--resamples", 100, "--tensorboard", "true")
     assert code == 0
     assert "Transformer, 20 runs" in printed
     assert "TokenFormer, 10 runs" in printed
@@ -361,23 +455,23 @@ def test_the_verb_fits_prints_and_writes(runs, tmp_path, capsys):
     assert "## Transformer, 20 runs" in (out / "scaling.md").read_text()
     assert len(list((out / "tensorboard").iterdir())) == 1
     before = (out / "scaling.png").read_bytes()
-    assert scaling(capsys, runs, "--out", out, "--resamples", 150, "--tensorboard", "true")[0] == 0
+    assert scaling(capsys, runs, "--out", out, "--resamples", 100, "--tensorboard", "true")[0] == 0
     assert (out / "scaling.png").read_bytes() == before
     assert len(list((out / "tensorboard").iterdir())) == 1
 
 
 def test_what_scaling_writes_is_reported_and_fitted_again(runs, tmp_path, capsys):
     out, report = tmp_path / "out", tmp_path / "R.md"
-    assert scaling(capsys, runs, "--out", out, "--resamples", 150)[0] == 0
-    tables = (out / "scaling.md").read_text().partition("### ")[2]
+    assert scaling(capsys, runs, "--out", out, "--resamples", 100)[0] == 0
+    tables = (out / "scaling.md").read_text().partition("### ")[2].partition("†:")[0]
     for source in (out, out / "scaling.json"):
         assert main(["report", str(source), "--out", str(report)]) == 0
         text = report.read_text()
-        assert f"scaling {runs} --out {out} --resamples 150`: 30 of 30 runs" in text
+        assert f"scaling {runs} --out {out} --resamples 100`: 30 of 30 runs" in text
         assert tables.strip() in text  # by the same metric, level, resamples and seed
         assert (tmp_path / "r" / ("out.png" if source == out else "scaling.png")).is_file() or source == out
     before = (out / "scaling.csv").read_text()
-    assert scaling(capsys, out / "scaling.json", "--out", out, "--resamples", 150)[0] == 0
+    assert scaling(capsys, out / "scaling.json", "--out", out, "--resamples", 100)[0] == 0
     assert (out / "scaling.csv").read_text() == before
 
 
@@ -417,6 +511,82 @@ def test_what_is_no_point_is_named_with_its_reason(runs, capsys):
     assert len(skipped) == len(reasons)
     for name, reason in reasons.items():
         assert any(f"{runs / name}" in line and reason in line for line in skipped), (name, skipped)
+
+
+def test_runs_shorter_than_ten_warm_ups_are_no_points(tmp_path, capsys):
+    runs = tmp_path / "runs"
+    lay(runs, **dict(runs_of("Transformer", N[:4], D[:1])))
+    odd = {f"odd{n}": record(9e4, 1e6, 2.0, seed=n, optim={"warmup_steps": warmup}) for n, warmup in ((1, 10), (2, 11))}
+    lay(runs, **odd, odd3=record(9e4, 1e6, 2.0, model="Palm", optim={"warmup_steps": 50}))
+    code, printed, _ = scaling(capsys, runs, "--resamples", 100, "--out", tmp_path / "out")
+    assert code == 0
+    assert "in 5 runs" in printed
+    (line,) = (line for line in printed.splitlines() if line.startswith("skipped "))
+    assert line.endswith(
+        "2 runs shorter than 10 warm-ups, which are no points: Palm 1 (of 100 steps, fewer than 10 x 50); Transformer "
+        "1 (of 100 steps, fewer than 10 x 11)"
+    )
+    assert line.removeprefix("skipped ") in (tmp_path / "out" / "scaling.md").read_text()
+    assert main(["report", str(tmp_path / "out"), "--out", str(tmp_path / "R.md")]) == 0
+    assert line.removeprefix("skipped ") in (tmp_path / "R.md").read_text()
+
+
+def test_nothing_is_fitted_to_short_runs_alone(tmp_path, capsys):
+    lay(tmp_path / "runs", **{f"n{n:.0f}": record(n, 1e6, loss(n), optim={"warmup_steps": 11}) for n in N})
+    code, printed, error = scaling(capsys, tmp_path / "runs", "--out", tmp_path / "out")
+    assert (code, printed) == (2, "")
+    assert "RUNS have no run to fit: 6 runs shorter than 10 warm-ups" in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_runs_to_check_are_predicted_and_not_fitted(tmp_path, capsys):
+    runs, out, checks = (tmp_path / name for name in ("runs", "out", "checks"))
+    lay(runs, **dict(runs_of("Transformer", N[:4], D[:4])))
+
+    def findings(*args) -> dict:
+        assert scaling(capsys, *args, "--out", out, "--resamples", 100)[0] == 0
+        (model,) = json.loads((out / "scaling.json").read_text())["findings"]["models"]
+        return model
+
+    before = findings(runs)
+    optima = [optimum for optimum in before["frontier"]["optimal"] if "tokens" in optimum]
+    sizes = [(optimum["parameters"]["value"], optimum["tokens"]) for optimum in optima]
+    ((n, d),) = ((n, d) for n, d in sizes if before["run_at_optimum"] == f"N = {short(n)}, D = {short(d)}")
+    lay(checks, best=record(n, d, loss(n, d)), far=record(2e6, d, loss(2e6, d)), palm=record(n, d, 2.0, model="Palm"))
+    for after in (findings(runs, "--check", f"[{checks}]"), findings(out / "scaling.json")):
+        assert after["laws"] == before["laws"]
+        near, far = after["checks"]
+        assert near["inside"]
+        assert near["remark"] == "at the optimum of its budget"
+        assert near["observed"] == pytest.approx(loss(n, d), rel=1e-3)
+        assert far["remark"].startswith("above the largest model")
+    text = (out / "scaling.md").read_text()
+    assert "; at the optimum of its budget |" in text
+    assert "palm: no law of Palm to check" in text
+    code, _, error = scaling(capsys, runs, "--check", f"[{tmp_path / 'none'}]")
+    assert code == 2
+    assert f"--check {tmp_path / 'none'} does not exist" in error
+
+
+@pytest.mark.parametrize(("factors", "seeds", "few"), [
+    ((0.5, 1, 2), (1,), "3 tried; seeds 1; fewer than 5 learning rates and 3 seeds"),
+    ((0.5, 1, 2, 4, 8), (1, 2, 3), "5 tried; seeds 3"),
+    ((1, 2, 4, 8, 16), (1, 2, 3), "5 tried, the best at an end of them in 12 of 12 runs; seeds 3"),
+])  # fmt: skip
+def test_the_law_says_how_well_its_points_were_tuned(tmp_path, capsys, factors, seeds, few):
+    study = Study("compare", "", {}, [], findings={"chosen": []})
+    for n, seed in ((n, seed) for n in N[:4] for seed in seeds):
+        for factor in factors if seed == 1 else (1,):
+            name = f"n{n:.0f}-lr{factor}-s{seed}"
+            labels = {"task": "shakespeare", "model": "Palm", "d_model": 8, "budget": n, "factor": factor, "seed": seed}
+            study.plan.append(Planned(name, labels, []))
+            study.records[name] = compact(record(n, 1e6, loss(n) + seed / 1e3, model="Palm", seed=seed))
+            study.findings["chosen"] += [name] * (factor == 1)
+    study.save(tmp_path)
+    code, _, _ = scaling(capsys, tmp_path / "study.json", "--resamples", 100, "--out", tmp_path / "out")
+    assert code == 0
+    assert f"| learning rates |  | {few} |" in (tmp_path / "out" / "scaling.md").read_text()
 
 
 def test_the_metric_may_be_another_loss(runs, tmp_path, capsys):
@@ -467,7 +637,7 @@ def test_runs_of_different_tasks_are_refused(runs, capsys, change, message):
         (["--resamples", "5"], "--resamples is 5; it must be at least 100"),
         (["--seed", "-1"], "--seed -1 is not between"),
         (["--tensorboard", "true"], "--tensorboard needs a folder to write to; give it by --out"),
-        (["--metric", "test/loss/T=7"], "RUNS have no run to fit: 30 skipped"),
+        (["--metric", "test/loss/T=7"], "RUNS have no run to fit: 30 skipped, such as"),
     ],
 )
 def test_mistakes_end_in_one_line(runs, capsys, options, message):
