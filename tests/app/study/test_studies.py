@@ -2,9 +2,9 @@
 
 import csv
 import json
-import os
 import re
-import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,7 @@ from app.run.folders import held
 from app.study.gather import gather, records_in
 from app.study.processes import is_done, outcome, plain_commands, resumed, stages
 from app.study.study import Planned, Study, compact, read_study
-from tests.app.forked import OUTPUT, begin, end, wait_for
+from tests.app.forked import OUTPUT, wait_for
 
 ROOT = Path(__file__).resolve().parents[3]
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -209,11 +209,13 @@ def test_two_processes_do_not_work_in_one_folder(tmp_path):
 
 def test_a_comparison_is_killed_goes_on_and_is_reported(presets, tmp_path, capsys):
     out = tmp_path / "study"
-    process = begin(" ".join(map(str, search(presets, out, "--workers", 1))), tmp_path)
+    command = [sys.executable, "-m", "app", *map(str, search(presets, out, "--workers", 1))]
+    with (tmp_path / OUTPUT).open("w") as output:  # a study's own processes are not to be forked from this one's
+        process = subprocess.Popen(command, cwd=ROOT, stdout=output)
     wait_for("1/6 text-Transformer-1.28k-t0-r1: loss ", tmp_path)
     assert (tmp_path / OUTPUT).read_text().startswith(f"compare: 10 runs in {out}\n")
-    os.kill(process, signal.SIGTERM)
-    assert end(process) == 143
+    process.terminate()
+    assert process.wait(60) == 143
     done = out / "text-Transformer-1.28k-t0-r1" / "record.json"
     before = done.stat().st_mtime_ns
 
