@@ -1,7 +1,8 @@
 """What a scorecard compares: models by name, options and recipe, built for any vocabulary; what records say of them.
 
-A `Spec` is one configuration for all tasks. The fingerprint of what was trained leaves the vocabulary out, which is all
-that a task may decide; the parameters of its `body` are those that do not depend on the vocabulary either.
+A `Spec` is one configuration; a candidate has one for all tasks. The fingerprint of what was trained leaves the
+vocabulary out, which is all that a task may decide; the parameters of its `body` are those that do not depend on the
+vocabulary either.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 import models
 from app.cli.groups import OptionGroup
 from app.cli.names import BASELINE
-from app.scorecard.recipe import BASELINE_OPTIONS, HEAD_WIDTH, RECIPE
+from app.scorecard.recipe import BASELINE_OPTIONS, RECIPE
 from app.study.conduct import parsed
 from app.study.study import Record
 from models.base import LanguageModel
@@ -55,16 +56,10 @@ def candidate(name: str, model: OptionGroup, optim: OptionGroup, help_command: s
     return spec
 
 
-def baseline(d_model: int, num_layers: int) -> Spec:
-    """The strongest Transformer of this width and depth."""
-    sizes = {"d_model": d_model, "num_layers": num_layers, "num_heads": max(1, d_model // HEAD_WIDTH)}
-    return Spec(BASELINE, sizes | BASELINE_OPTIONS, Optim(**RECIPE))
-
-
-def baselines(candidate: Spec) -> tuple[Spec, Spec]:
-    """The baselines of a candidate's width, of one layer and of two."""
-    d_model = candidate.build(vocab_size=2).d_model
-    return baseline(d_model, 1), baseline(d_model, 2)
+def baseline(candidate: Spec, task: str) -> Spec:
+    """The strongest one-layer Transformer for a task, of a candidate's width."""
+    sizes = {"d_model": candidate.build(vocab_size=2).d_model, "num_layers": 1}
+    return Spec(BASELINE, sizes | BASELINE_OPTIONS[task], Optim(**RECIPE))
 
 
 def fingerprint(record: Record) -> str:

@@ -1,6 +1,6 @@
 """What a scorecard measures beside the trainings of its study: operations, a stream, and what is timed, alone.
 
-The baseline is probed and streamed once for all candidates of its width.
+The baseline of these is the one for text; it is probed and streamed once for all candidates of its width.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from dataclasses import asdict, dataclass
 from app.benchmark.mixers import Tell
 from app.benchmark.workloads import VOCAB_SIZE, Stream
 from app.machine import about_machine
-from app.scorecard.candidates import Spec, baselines, relatives
+from app.scorecard.candidates import Spec, baseline, relatives
 from app.scorecard.card import Scorecard
 from app.scorecard.costs import Streamed, Timing, affordable, measure_costs, read_stream
 from app.scorecard.operations import Probed, probe
 from app.scorecard.requirements import Measured, findings
-from app.scorecard.training import Learning
+from app.scorecard.training import BINDING, TASKS, Learning
 from app.study.study import Study
 
 
@@ -31,7 +31,7 @@ class Budget:
 SEQ_LENS = (256, 1024, 4096, 16_384)
 BUDGETS = {
     "quick": Budget(
-        Learning(copying_steps=300, recall_steps=400, char_steps=800, binding_steps=300),
+        Learning(copying_steps=300, recall_steps=600, char_steps=800, binding_steps=300),
         Timing(SEQ_LENS, tokens=16_384, repeats=7, seconds=8.0, stream_tokens=100_000, stream_seconds=120.0),
         seeds=1,
     ),
@@ -79,26 +79,26 @@ class Surveyor:
 
     def measure(self, candidate: Spec) -> Measured:
         """Everything on one candidate."""
-        one_layer, two_layers = baselines(candidate)
-        probed_baseline, streamed_baseline = self.of_baseline(one_layer)
+        reader = baseline(candidate, "char_text")
+        probed_baseline, streamed_baseline = self.of_baseline(reader)
         probed, streamed = self.probe_and_stream(candidate)
         timing = self.budget.timing
         seq_lens = affordable(timing.seq_lens, probed, timing.tokens)
-        model, other = (spec.build(VOCAB_SIZE, self.device) for spec in (candidate, one_layer))
+        model, other = (spec.build(VOCAB_SIZE, self.device) for spec in (candidate, reader))
         costs = measure_costs(model, other, seq_lens, timing, self.device, self.tell)
         return Measured(
-            candidate, one_layer, two_layers, self.budget.learning, self.study, (probed, probed_baseline), costs,
-            (streamed, streamed_baseline),
-        )  # fmt: skip
+            candidate, self.budget.learning, self.study, (probed, probed_baseline), costs, (streamed, streamed_baseline)
+        )
 
     def card(self, candidate: Spec) -> Scorecard:
         """Measure a candidate, and judge it."""
         measured = self.measure(candidate)
-        compared = [asdict(spec) for spec in (candidate, measured.one_layer, measured.two_layers)]
+        baselines = {task: asdict(baseline(candidate, task)) for task in (*TASKS, BINDING)}
+        compared = [asdict(candidate), *baselines.values()]
         about = self.study.options | {
             "machine": about_machine(self.device),
             "candidate": asdict(candidate),
-            "baseline": asdict(measured.one_layer),
+            "baselines": baselines,
             "trainings": [asdict(run) for run in self.study.runs() if run.labels["spec"] in compared],
             "probes": [asdict(probed) for probed in measured.probed],
             "streams": [asdict(streamed) for streamed in measured.streamed],

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from app.scorecard.candidates import Spec, baselines
+from app.scorecard.candidates import Spec, baseline
 from app.study.study import Planned, Record, as_options
 from datamodules.char_text import split_text
 from datamodules.corpora import load_corpus
@@ -117,12 +117,9 @@ def planned(spec: Spec, task: str, lesson: Lesson, seed: int, device: str) -> Pl
 def trainings(
     candidates: Sequence[Spec], tasks: Sequence[str], lessons: dict[str, Lesson], seeds: Sequence[int], device: str
 ) -> list[Planned]:
-    """Candidates and their one-layer baselines on all tasks, the two-layer ones on recall: each once, longest first."""
-    wanted: list[tuple[Spec, str]] = []
-    for candidate in candidates:
-        one_layer, two_layers = baselines(candidate)
-        wanted += [(spec, task) for spec in (candidate, one_layer) for task in (*tasks, BINDING)]
-        wanted += [(two_layers, task) for task in tasks if task == "recall"]
+    """Candidates and their baselines on all tasks: each once, longest first."""
+    pairs = [(candidate, task) for candidate in candidates for task in (*tasks, BINDING)]
+    wanted = [(spec, task) for candidate, task in pairs for spec in (candidate, baseline(candidate, task))]
     wanted.sort(key=lambda training: -lessons[training[1]].steps)
     runs = [planned(spec, task, lessons[task], seed, device) for spec, task in wanted for seed in seeds]
     return list({run.name: run for run in runs}.values())
