@@ -61,7 +61,7 @@ class JumpAtGrowth(L.Callback):
 
 @torch.no_grad()
 def bits_per_char(model: GrowableModel, data: Any, num_batches: int) -> float:
-    """Of the first batches of the validation split."""
+    """Bits per character of the first batches of the validation split."""
     stream, training = data.eval_streams("validate")[0], model.training
     nats, characters = 0.0, 0
     model.eval()

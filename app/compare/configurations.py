@@ -90,7 +90,7 @@ def checked(chosen: Experiment, changes: Mapping[str, Any]) -> TaskData:
 
 
 def longer_windows(chosen: Experiment, changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a text the windows that it is tested at beside the trained one, as far as the test part has room for them."""
+    """Windows that a text is tested at beside the trained one, as far as its test part has room for them."""
     options = chosen.data_options
     given = options.get("test_seq_lens") or []
     if not {"seq_len", "test_seq_lens"} <= options.keys():

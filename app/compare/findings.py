@@ -104,7 +104,7 @@ def groups(study: Study) -> list[list[StudiedRun]]:
 
 
 def at_chosen_rate(runs: Sequence[StudiedRun]) -> list[StudiedRun]:
-    """Of an older study, whose first seed tried all learning rates, the runs at the best of these; else all."""
+    """All runs; of an older study, whose first seed tried all learning rates, those at the best of these."""
     if any("trial" in run.labels for run in runs):
         return list(runs)
     tried = [run for run in runs if run.labels["seed"] == runs[0].labels["seed"]]

@@ -51,7 +51,7 @@ class Reach:
     """What it took the seeds of a row to be right nine times in ten.
 
     Attributes:
-        costs: Of each seed; None where it did not come about.
+        costs: What it cost each seed; None where it did not come about.
         ends: The whole cost of each seed's run.
     """
 

@@ -125,7 +125,7 @@ def search(
         trials: The first ones, by number.
         span: Least and greatest factor of the learning rate among which they were drawn.
         rungs: Shares of the budget, the last of which is all of it.
-        results: Of what is done.
+        results: What is done.
         widenings: How often the range may be widened.
     """
     found = Search([], span)

@@ -113,7 +113,7 @@ class Measured:
 
     @property
     def most_tokens(self) -> float:
-        """Of the longest run, or of four epochs, if they are fewer."""
+        """Tokens of the longest run, or of four epochs, if they are fewer."""
         return min(self.longest, MOST_EPOCHS * (self.epoch or math.inf))
 
     def beyond(self, parameters: float, tokens: float) -> str:

@@ -35,7 +35,7 @@ class Timing:
 
     Attributes:
         seq_lens: Lengths T, in order.
-        tokens: Of a training batch.
+        tokens: Tokens in a training batch.
         repeats: Rounds at most.
         seconds: For the rounds at one length, except that there are a few at least.
         stream_tokens: Length of the stream.
@@ -70,7 +70,7 @@ class Streamed:
         tokens: Read before it was over or broken off.
         wanted: To be read.
         slowdown: Time of a token in the last tenth that was read over that in the first; None if there is no second.
-        state_bytes: Of the state after the first tenth, and at the end.
+        state_bytes: Bytes of the state after the first tenth, and at the end.
     """
 
     tokens: int

@@ -51,7 +51,7 @@ def stages(run: Planned, folder: Path) -> list[list[str]]:
 
 
 def options_of_test(options: Sequence[str]) -> list[str]:
-    """Of a fit's options, what its test has to be told, too: how much of the split it measures, if not all."""
+    """What of a fit's options its test has to be told, too: how much of the split it measures, if not all."""
     limit = "--trainer.limit_test_batches"
     pairs = zip_longest(options, options[1:], fillvalue="")
     return [word for option, value in pairs for word in of_option(limit, option, value)]
