@@ -373,7 +373,8 @@ def test_tables_list_what_there_is():
 
 def test_the_headline_table_is_that_of_the_results():
     results = (ROOT / "RESULTS.md").read_text(encoding="utf-8")
-    sections = dict(reversed(re.findall(r"^## Comparison: (\w+)\n(.*?)(?=^## )", results, re.M | re.S)))  # the first one
+    found = re.findall(r"^## Comparison: (\w+)\n(.*?)(?=^## )", results, re.M | re.S)
+    sections = dict(reversed(found))  # the first of each task
     measured = {task: {row[0]: row for row in rows(section, r"model \| width")} for task, section in sections.items()}
     (head,) = re.findall(r"^\| model \| (copying.*) \|$", README, re.M)
     tasks = [title.split(",")[0] for title in head.split(" | ")]
