@@ -117,7 +117,7 @@ def test_a_choice_that_a_constructor_refuses_is_left_out():
     choices = ((("positions", "none"), ("rope_base", 10000.0)), (("num_heads", 3),), (("local_mixing", "conv"),))
     options = model_options(presets, "copying", "Transformer", 0, choices)
     assert options == {"positions": "none", "rope_base": 10000.0, "local_mixing": "conv"}
-    assert model_options(presets, "copying", "Transformer", 32, ()) == {"d_model": 32, "num_heads": 2}
+    assert model_options(presets, "copying", "Transformer", 32, ()) == {"d_model": 32, "num_heads": 1}
 
 
 def test_a_recipe_is_whole_and_multiplied():
