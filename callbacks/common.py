@@ -49,6 +49,13 @@ class DescribedData(Protocol):
 
 
 @runtime_checkable
+class JudgedData(Protocol):
+    """A DataModule that tells what its task is judged by, and what chance gives."""
+
+    chance: dict[str, float]
+
+
+@runtime_checkable
 class TextData(Protocol):
     """A DataModule whose tokens are characters."""
 
@@ -70,8 +77,7 @@ def description_of(trainer: L.Trainer) -> dict[str, Any]:
 def chance_of(trainer: L.Trainer) -> dict[str, float]:
     """The metric that judges the DataModule's task, at chance; nothing if there is none, or it says nothing."""
     data = trainer.datamodule  # type: ignore[attr-defined]
-    chance: dict[str, float] = getattr(data, "chance", {})
-    return chance
+    return data.chance if isinstance(data, JudgedData) else {}
 
 
 def text_of(trainer: L.Trainer) -> TextData | None:

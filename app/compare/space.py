@@ -62,14 +62,14 @@ class Space:
     weight_decay: list[float]
     model: dict[str, list[Any]]
 
-    def trial(self, number: int, model: type) -> Trial:
-        """The trial of this number for a model."""
+    def trial(self, number: int, model: Any) -> Trial:
+        """The trial of this number for a class of models."""
         if number == 0:
             return Trial()
         choices = self.choices(model)
-        rate, recipe, decay, *rest = point(number, 3 + len(self.model) + len(own_options(model)))
+        rate, recipe, decay, *rest = point(number, 3 + len(self.model) + len(model.searched))
         low, high = self.learning_rate
-        places = dict(zip([*self.model, *own_options(model)], rest, strict=True))
+        places = dict(zip([*self.model, *model.searched], rest, strict=True))
         return Trial(
             number,
             rounded(low * (high / low) ** rate),
@@ -78,16 +78,10 @@ class Space:
             tuple(as_choice(name, picked(values, places[name])) for name, values in choices.items()),
         )
 
-    def choices(self, model: type) -> dict[str, Sequence[Any]]:
-        """By option the choices that a model has: those of the space, and its own."""
+    def choices(self, model: Any) -> dict[str, Sequence[Any]]:
+        """By option the choices that a class of models has: those of the space, and its own."""
         has = inspect.signature(model).parameters
-        return {name: values for name, values in self.model.items() if name in has} | dict(own_options(model))
-
-
-def own_options(model: type) -> Mapping[str, Sequence[Any]]:
-    """What a model declares to be searched, for itself alone."""
-    searched: Mapping[str, Sequence[Any]] = getattr(model, "searched", {})
-    return searched
+        return {name: values for name, values in self.model.items() if name in has} | dict(model.searched)
 
 
 def point(number: int, dimensions: int) -> list[float]:
