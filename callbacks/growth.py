@@ -1,4 +1,4 @@
-"""Grow a model's parameter tokens in the middle of a fit, by a schedule of optimizer steps and sizes.
+"""Grow a model in the middle of a fit, by a schedule of optimizer steps and sizes.
 
 The event happens before a batch, where no graph is alive and no accumulation is half done: new parameters take the
 old ones' place in the model and in the optimizer, so schedulers, clipping and loss scaling need not know; DDP is
@@ -7,8 +7,8 @@ wrapped anew. Sizes are compared, not counted, so that a resumed run never grows
 
 from __future__ import annotations
 
-import inspect
 import math
+from dataclasses import fields
 from itertools import pairwise
 from typing import Any
 
@@ -18,25 +18,39 @@ from lightning.pytorch.strategies import DDPStrategy
 from callbacks.common import in_fit_validation, logged_step, tensorboard_of, total_steps
 from callbacks.console import say
 from models.base import LanguageModel
-from models.growth import Carry, GrowableModel, Init, Sizes, TauPolicy, check_rewarm, check_sizes
-
-GROUPS = ("num_param_tokens", "num_ffn_param_tokens")
+from models.carry import Carry
+from models.growth import (
+    LAYERS,
+    GrowableModel,
+    GrowthRules,
+    Init,
+    LayerInit,
+    Sizes,
+    TauPolicy,
+    check_sizes,
+    grown_sizes,
+)
 
 
 class Growth(L.Callback):
-    """Grows a model with parameter tokens at given steps; without steps it does nothing.
+    """Grows a model at given steps; without steps it does nothing.
 
     Args:
         steps: Optimizer steps before which to grow, increasing.
         num_param_tokens: Sizes of the attention projections, one for each step.
         num_ffn_param_tokens: Sizes of the feed-forward networks, one for each step.
-        factor: Sizes as multiples of the first size, one for each step, for groups whose sizes are not given.
-        init: How new rows start; only zero_keys keeps the function and lets them learn.
-        tau: Whether the scale stays (frozen, exact), rises within the re-warm to the root of the new size (ramped,
-            exact at the growth itself), or becomes that at once (sqrt_n, a jump).
-        carry: What becomes of the optimizer's moments: per_row corrects new rows for their age, mean starts their
-            second moment at the old rows' mean, zeros pads, reset drops all state.
-        rewarm_steps: Steps in which the new rows' learning rate rises to that of the others.
+        num_layers: Numbers of blocks, one for each step; every model has them.
+        factor: Numbers of parameter tokens as multiples of the first ones, one for each step, for groups whose sizes
+            are not given.
+        init: How parameter tokens are added; split and zero_keys keep the function and let them learn.
+        split_noise: Noise on the values of split rows, as a multiple of their root mean square.
+        tau: Whether the scale becomes the root of the new size (sqrt_n, exact where rows are split, else a jump), does
+            so within the re-warm (ramped), or stays (frozen); the last two are exact.
+        carry: What becomes of the optimizer's moments: per_row lets copies have their rows' and corrects rows without
+            any for their age, asymmetric lets all copies but the first begin without, mean starts second moments at
+            the old rows' mean, zeros pads, reset drops all state.
+        rewarm_steps: Steps in which the learning rate of rows without moments rises to that of the others.
+        layer_init: Whether blocks are added as copies (stack), or as copies that add nothing at first (exact).
     """
 
     def __init__(
@@ -44,15 +58,21 @@ class Growth(L.Callback):
         steps: list[int] | None = None,
         num_param_tokens: list[int] | None = None,
         num_ffn_param_tokens: list[int] | None = None,
+        num_layers: list[int] | None = None,
         factor: list[float] | None = None,
-        init: Init = "zero_keys",
-        tau: TauPolicy = "frozen",
+        init: Init = "split",
+        split_noise: float = 1.0,
+        tau: TauPolicy = "sqrt_n",
         carry: Carry = "per_row",
         rewarm_steps: int = 50,
+        layer_init: LayerInit = "stack",
     ) -> None:
         self.steps = steps or []
-        self.sizes = {"num_param_tokens": num_param_tokens, "num_ffn_param_tokens": num_ffn_param_tokens}
-        self.factor, self.init, self.tau, self.carry, self.rewarm_steps = factor, init, tau, carry, rewarm_steps
+        self.sizes = {
+            "num_param_tokens": num_param_tokens, "num_ffn_param_tokens": num_ffn_param_tokens, LAYERS: num_layers,
+        }  # fmt: skip
+        self.factor = factor
+        self.rules = GrowthRules(init, split_noise, tau, carry, rewarm_steps, layer_init)
         self._check_schedule()
         self._resumed_at = 0
 
@@ -70,27 +90,27 @@ class Growth(L.Callback):
             if not all(0 < value < math.inf for value in values):
                 raise ValueError(f"--growth.{name} {values} must hold positive numbers")
             if any(later < earlier for earlier, later in pairwise(values)):
-                raise ValueError(f"--growth.{name} {values} shrinks; growth only adds parameter tokens")
+                raise ValueError(f"--growth.{name} {values} shrinks; growth only adds")
         if self.steps and not given:
             raise ValueError(
-                "--growth.steps needs sizes: --growth.num_param_tokens, --growth.num_ffn_param_tokens, --growth.factor"
+                f"--growth.steps needs sizes: {', '.join(f'--growth.{name}' for name in (*self.sizes, 'factor'))}"
             )
-        check_rewarm(self.rewarm_steps, self.tau, "--growth.")
-        for name, parameter in inspect.signature(Growth).parameters.items() if not self.steps else ():
-            if parameter.default is not None and getattr(self, name) != parameter.default:
+        self.rules.check("--growth.")
+        for rule in fields(GrowthRules) if not self.steps else ():
+            if getattr(self.rules, rule.name) != rule.default:
                 raise ValueError(
-                    f"--growth.{name} {getattr(self, name)} changes nothing without --growth.steps; give steps, or "
-                    f"--growth.{name} {parameter.default}, the default"
+                    f"--growth.{rule.name} {getattr(self.rules, rule.name)} changes nothing without --growth.steps; "
+                    f"give steps, or --growth.{rule.name} {rule.default}, the default"
                 )
 
     def target(self, first: Sizes, step: int) -> Sizes:
         """Sizes scheduled for `step`, given the first sizes."""
         due = sum(s <= step for s in self.steps)
         sizes = dict(first)
-        for group in sizes if due else ():
-            if self.sizes[group]:
-                sizes[group] = self.sizes[group][due - 1]
-            elif self.factor:
+        for group in {*sizes, *(group for group, scheduled in self.sizes.items() if scheduled)} if due else ():
+            if scheduled := self.sizes.get(group):
+                sizes[group] = scheduled[due - 1]
+            elif self.factor and group != LAYERS:
                 sizes[group] = round(first[group] * self.factor[due - 1])
         return sizes
 
@@ -100,7 +120,12 @@ class Growth(L.Callback):
             return
         if not isinstance(pl_module, GrowableModel):
             raise ValueError(
-                f"--growth.steps: {type(pl_module).__name__} has no parameter tokens to grow; use --model TokenFormer"
+                f"--growth.steps: {type(pl_module).__name__} does not grow; extend models.growth.GrowableModel"
+            )
+        if self.factor and not pl_module.parameter_token_sizes():
+            raise ValueError(
+                f"--growth.factor: {pl_module.model_name} has no parameter tokens; use --growth.num_layers, or --model "
+                "TokenFormer"
             )
         if pl_module.is_sharded():
             raise ValueError(
@@ -130,7 +155,7 @@ class Growth(L.Callback):
 
     def _check_growth(self, model: GrowableModel) -> None:
         """Raise ValueError for a step that the run is past, or whose sizes the model has already by then."""
-        sizes = model.parameter_token_sizes()
+        sizes = model.growing_sizes()
         for step in self.steps:
             target = self.target(model.initial_sizes(), step)
             grows = any(size > sizes[group] for group, size in target.items())
@@ -153,7 +178,7 @@ class Growth(L.Callback):
         if not self.steps or batch_idx % trainer.accumulate_grad_batches:
             return
         assert isinstance(pl_module, GrowableModel)
-        current = pl_module.parameter_token_sizes()
+        current = pl_module.growing_sizes()
         target = self.target(pl_module.initial_sizes(), trainer.global_step)
         sizes = {group: size for group, size in target.items() if size > current[group]}
         if sizes:
@@ -163,20 +188,17 @@ class Growth(L.Callback):
         strategy = trainer.strategy
         if isinstance(strategy, DDPStrategy):
             strategy.model = pl_module  # not the wrapper, which knows the old parameters' buckets and hooks
-        event = pl_module.grow(
-            sizes, trainer.optimizers[0], step=trainer.global_step, init=self.init, tau=self.tau, carry=self.carry,
-            rewarm_steps=self.rewarm_steps,
-        )  # fmt: skip
+        event = pl_module.grow(sizes, trainer.optimizers[0], step=trainer.global_step, rules=self.rules)
         if isinstance(strategy, DDPStrategy):
             strategy.configure_ddp()
         self._report(trainer, pl_module, event)
 
     def _report(self, trainer: L.Trainer, pl_module: GrowableModel, event: dict[str, Any]) -> None:
-        sizes = ", ".join(f"{group} {event['from'][group]} -> {size}" for group, size in event["to"].items())
         change = max(event["relative_change"])
         text = (
-            f"grown before step {event['step'] + 1}: {sizes}; {pl_module.num_parameters():,} parameters; largest "
-            f"relative change of a layer's output {change:.1e}, of a logit {event['logit_change']:.1e} (absolute)"
+            f"grown before step {event['step'] + 1}: {grown_sizes(event)}; {pl_module.num_parameters():,} parameters; "
+            f"largest relative change of a layer's output {change:.1e}, of a logit {event['logit_change']:.1e} "
+            "(absolute)"
         )
         say(text)
         for logger in trainer.loggers:
@@ -190,8 +212,8 @@ class Growth(L.Callback):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Log the current sizes, so that the curve of sizes has the same points as the curve of quality."""
         assert isinstance(pl_module, LanguageModel)
-        sizes = {f"growth/{group}": float(size) for group, size in pl_module.parameter_token_sizes().items()}
-        if sizes and in_fit_validation(trainer):
+        sizes = {f"growth/{group}": float(size) for group, size in pl_module.growing_sizes().items()}
+        if (self.steps or pl_module.growth_events) and in_fit_validation(trainer):
             for logger in trainer.loggers:
                 logger.log_metrics(sizes, step=logged_step(trainer))
 

@@ -47,7 +47,10 @@ LAYOUT = {
         "learning rate": ["Multiline", ["train/learning_rate"]],
         "gradient norm": ["Multiline", ["train/grad_norm"]],
     },
-    "Growth": {"parameter tokens": ["Multiline", ["growth/num_param_tokens", "growth/num_ffn_param_tokens"]]},
+    "Growth": {
+        "parameter tokens": ["Multiline", ["growth/num_param_tokens", "growth/num_ffn_param_tokens"]],
+        "layers": ["Multiline", ["growth/num_layers"]],
+    },
     "Speed": {"tokens a second": ["Multiline", ["perf/tokens_per_second"]]},
 }
 ABOUT = """How to read this dashboard.

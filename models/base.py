@@ -186,8 +186,8 @@ class LanguageModel(L.LightningModule):
         """Bytes of one sequence's streaming state after `seq_len` tokens."""
         return sum(layer.state_bytes(seq_len) for layer in self.depth())
 
-    def parameter_token_sizes(self) -> dict[str, int]:
-        """Current number of parameter tokens by group; empty for a model that cannot grow."""
+    def growing_sizes(self) -> dict[str, int]:
+        """All that can grow, by the name of its option, and its current size; empty for a model that cannot grow."""
         return {}
 
     # Training ------------------------------------------------------------------------------------------------------

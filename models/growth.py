@@ -1,180 +1,225 @@
-"""Growing a model by appending rows to its key-value parameter tokens, without changing what it computes.
+"""Growing a model in the middle of its training: by key-value parameter tokens, and by layers.
 
-A row with a zero key scores zero, passes GeLU as zero and adds nothing, while its random value gives the key a
-gradient: with the scale tau frozen the model is the same function after growth (TokenFormer, arXiv 2410.23168,
-section 3.3). As all rows share tau, it may also rise afterwards, step by step, to what suits the new size. The
-optimizer's moments move along, padded; until a new row's own moments have warmed up, its updates are corrected for
-their age.
+**Split** rows (the default): every row becomes r rows, its key r times, its value in r parts with noise that adds up to
+zero, K' = [K; K; ...], V' = [V/r + N_1; V/r + N_2; ...], sum N_j = 0, and tau' = tau sqrt r. Each score comes r times,
+so that its norm grows by sqrt r, which tau' takes back; the model is the same function after growth, whatever Theta,
+and where tau was the root of the number of rows it is so again. The noise tells the copies apart. (Splitting a hidden
+unit is Net2Net's, arXiv 1511.05641; opposite noise on the halves keeps the function.)
 
-Shapes: n rows (parameter tokens), d width.
+**Zero keys** score zero, pass GeLU as zero and add nothing, while their random values give the keys a gradient
+(TokenFormer, arXiv 2410.23168, section 3.3): exact while tau is frozen. They also fill what a split leaves over.
+
+**Layers** are copied, all of them in turn, on top of those that there are (G_stack, arXiv 2405.15319), or exactly, with
+outputs of zero.
+
+What becomes of the optimizer's state is in `models.carry`. Shapes: n rows (parameter tokens), d width.
 """
 
 from __future__ import annotations
 
+import copy
 import math
-from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from models.base import CHECKPOINT_KEY, LanguageModel, mixed_seed
+from models.carry import Carry, Event, carry_state, copy_state, held_rows, scaled_updates
+from models.layers import check_choice
 from models.optim import Optim, build_optimizer
 
-Init = Literal["zero_keys", "zero_values", "random", "zeros"]
-TauPolicy = Literal["frozen", "ramped", "sqrt_n"]
-Carry = Literal["per_row", "mean", "zeros", "reset"]
+Init = Literal["split", "zero_keys", "zero_values", "random", "fresh", "zeros"]
+LayerInit = Literal["stack", "exact"]
+TauPolicy = Literal["sqrt_n", "ramped", "frozen"]
 Sizes = dict[str, int]
-Event = dict[str, Any]
+LAYERS = "num_layers"
 MAX_SIZE = 2**31 - 1  # parameter tokens of a group
+MAX_LAYERS = 10_000
 PROBE_SHAPE = (2, 64)  # sequences x tokens on which a growth event measures what it changed
 
 
-def new_rows(old_nd: Tensor, num_rows: int, zero: bool, generator: torch.Generator) -> Tensor:
-    """Rows (num_rows, d) to append: zero, or normal at the root mean square of the old ones. Drawn on the CPU."""
-    if zero:
-        return old_nd.new_zeros(num_rows, old_nd.size(1))
-    scale = (
-        old_nd.detach().float().square().mean().sqrt().clamp_min(1e-3)
-    )  # else nothing would be drawn beside rows of zeros
-    drawn = torch.randn(num_rows, old_nd.size(1), generator=generator)
-    return (drawn.to(old_nd.device) * scale).to(old_nd.dtype)
+@dataclass(frozen=True)
+class GrowthRules:
+    """How a model grows; the options of `--growth.*` and of `grow`.
 
-
-def carry_state(optimizer: Optimizer, old: nn.Parameter, new: nn.Parameter, carry: Carry) -> None:
-    """Put `new` in the place of `old` in the optimizer, its state padded by rows.
-
-    `mean` starts the second moment of new rows at the mean of the old rows'; `reset` drops all state; `per_row` and
-    `zeros` pad with zeros (`per_row` is corrected at each step, see `update_scale`).
+    Args:
+        init: How parameter tokens are added: rows split, or new ones with a key of zero, a value of zero, both random
+            at the size of the old ones, both as at the start of training (fresh), or both zero, which never learn.
+        split_noise: Noise on the values of split rows, as a multiple of their root mean square.
+        tau: What becomes of the scale: the root of the new size (sqrt_n; of split rows it is so anyway, but for what is
+            left over, for which it rises within the re-warm), the same within the re-warm (ramped), or as it was.
+        carry: What becomes of the optimizer's moments, see `models.carry`.
+        rewarm_steps: Steps in which the learning rate of rows without moments rises to that of the others.
+        layer_init: How layers are added: copies of those that there are, or such copies with outputs of zero (exact).
     """
-    for group in optimizer.param_groups:
-        group["params"] = [new if p is old else p for p in group["params"]]
-    state = optimizer.state.pop(old, {})
-    if carry == "reset" or not state:
-        return
-    optimizer.state[new] = {key: _pad(value, key, old, new, carry) for key, value in state.items()}
+
+    init: Init = "split"
+    split_noise: float = 1.0
+    tau: TauPolicy = "sqrt_n"
+    carry: Carry = "per_row"
+    rewarm_steps: int = 50
+    layer_init: LayerInit = "stack"
+
+    def check(self, option: str = "--") -> None:
+        """Raise ValueError, naming what begins with `option`, for what no growth can be."""
+        for name, choices in (("init", Init), ("tau", TauPolicy), ("carry", Carry), ("layer_init", LayerInit)):
+            check_choice(f"{option}{name}", getattr(self, name), choices)
+        if not 0 < self.split_noise < math.inf:
+            raise ValueError(
+                f"{option}split_noise is {self.split_noise}; it must be above 0, as equal copies never part"
+            )
+        if self.rewarm_steps < 0:
+            raise ValueError(f"{option}rewarm_steps is {self.rewarm_steps}; it must be 0 (off) or more")
+        if self.tau == "ramped" and self.rewarm_steps < 1:
+            raise ValueError(
+                f"{option}rewarm_steps is {self.rewarm_steps}; it must be above 0, the steps in which {option}tau "
+                "ramped rises"
+            )
+
+    @property
+    def ramps(self) -> bool:
+        """Whether tau rises after the event to the root of the new size, if it is not that already."""
+        return self.tau == "ramped" or (self.tau == "sqrt_n" and self.init == "split")
 
 
-def _pad(value: Any, key: str, old: nn.Parameter, new: nn.Parameter, carry: Carry) -> Any:
-    if not isinstance(value, Tensor) or value.shape != old.shape:
-        return value
-    tail = value.new_zeros(new.size(0) - old.size(0), old.size(1))
-    if carry == "mean" and key == "exp_avg_sq":
-        tail += value.mean(0)
-    return torch.cat((value, tail))
+# Rows -----------------------------------------------------------------------------------------------------------------
 
 
-def update_scale(age: int, optimizer_age: int, betas: tuple[float, float] | None, event: Event) -> float:
-    """Factor on a new row's update, its `age`-th (from 1), when the optimizer makes its `optimizer_age`-th.
+def root_mean_square(weights: Tensor) -> float:
+    """Of all numbers; never so small that nothing would be drawn beside rows of zeros."""
+    return float(weights.detach().float().square().mean().sqrt().clamp_min(1e-3))
 
-    Adam corrects the bias of its moments by the optimizer's age; a row that started later needs its own (Kingma & Ba,
-    arXiv 1412.6980, section 3). The quotient of the two corrections is a number: (1 - b1^T)/(1 - b1^t) * sqrt((1 -
-    b2^t)/(1 - b2^T)). The re-warm multiplies it by t / rewarm_steps. `betas` is None for an optimizer without bias
-    correction.
+
+def normal_rows(like_nd: Tensor, num_rows: int, std: float, generator: torch.Generator) -> Tensor:
+    """Rows (num_rows, d) from N(0, std^2), in the type and on the device of `like_nd`; drawn on the CPU."""
+    drawn = torch.randn(num_rows, like_nd.size(1), generator=generator)
+    return (drawn * std).to(like_nd.device, like_nd.dtype)
+
+
+def split_values(old_nd: Tensor, copies: int, noise: float, generator: torch.Generator) -> Tensor:
+    """Values (copies n, d) that add up to the old ones (n, d), copy by copy.
+
+    The noise of each has `noise` times the root mean square of the old ones; that of two copies is opposite.
     """
-    scale = min(1.0, age / event["rewarm_steps"]) if event["rewarm_steps"] else 1.0
-    if event["carry"] == "per_row" and betas:
-        first = (1 - betas[0] ** optimizer_age) / (1 - betas[0] ** age)
-        second = (1 - betas[1] ** age) / (1 - betas[1] ** optimizer_age)
-        scale *= first * math.sqrt(second)
-    return scale
-
-
-def held_rows(weights_nd: Tensor, rows: slice) -> Tensor:
-    """Those of some rows that this process holds, a view: all of them, or its part where FSDP2 shards the tensor."""
-    if not isinstance(weights_nd, DTensor):
-        return weights_nd[rows]
-    shard_rows = -(-weights_nd.size(0) // weights_nd.device_mesh.size())
-    begin = shard_rows * weights_nd.device_mesh.get_local_rank()
-    return weights_nd.to_local()[max(0, rows.start - begin) : max(0, rows.stop - begin)]
-
-
-def check_rewarm(rewarm_steps: int, tau: TauPolicy, option: str = "--") -> None:
-    """Raise ValueError if new rows cannot be warmed up, or tau not be ramped, in so many steps."""
-    if tau == "ramped" and rewarm_steps < 1:
-        way = f"above 0, the steps in which {option}tau ramped rises"
-    elif rewarm_steps < 0:
-        way = "0 (off) or more"
-    else:
-        return
-    raise ValueError(f"{option}rewarm_steps is {rewarm_steps}; it must be {way}")
+    if copies == 1:
+        return old_nd
+    noise_cnd = torch.randn(copies, *old_nd.shape, generator=generator, dtype=torch.float64)
+    noise_cnd = (noise_cnd - noise_cnd.mean(0)) * (noise * root_mean_square(old_nd) * (copies / (copies - 1)) ** 0.5)
+    values_cnd: Tensor = (old_nd.double() / copies + noise_cnd.to(old_nd.device)).to(old_nd.dtype)
+    return values_cnd.flatten(0, 1)
 
 
 def check_sizes(current: Sizes, target: Sizes, option: str = "--") -> None:
     """Raise ValueError if a group is unknown, would shrink, or be larger than memories are."""
     for group, size in target.items():
         if group not in current:
-            raise ValueError(
-                f"{option}{group}: the model has no such parameter tokens, only {', '.join(current) or 'none'}"
-            )
+            raise ValueError(f"{option}{group}: the model has none to grow, only {', '.join(current) or 'nothing'}")
         if size < current[group]:
             raise ValueError(
                 f"{option}{group} {size} would shrink the model, which has {current[group]}; growth only adds"
             )
-        if size > MAX_SIZE:
-            raise ValueError(f"{option}{group} {size:.3g} is too much for any machine; it must be at most {MAX_SIZE}")
+        largest = MAX_LAYERS if group == LAYERS else MAX_SIZE
+        if size > largest:
+            raise ValueError(f"{option}{group} {size:.3g} is too much for any machine; it must be at most {largest}")
+
+
+# Models ---------------------------------------------------------------------------------------------------------------
 
 
 class GrowableModel(LanguageModel):
-    """A language model some of whose layers hold parameter tokens, in named groups of one size each."""
+    """A language model that can be given more layers, and more parameter tokens where it has any.
 
-    @abstractmethod
+    Of its `layers`, those with parameters are the blocks that `num_layers` counts; a copy of one must be one. A block
+    says by `outputs` which of its parameters it adds nothing without.
+    """
+
     def pattentions(self) -> dict[str, list[Any]]:
-        """The layers with parameter tokens by the name of the option that sizes them."""
+        """The layers with parameter tokens by the name of the option that sizes them; by default there are none."""
+        return {}
+
+    def blocks(self) -> list[nn.Module]:
+        """The layers that are trained, in their order."""
+        return [layer for layer in self.layers if next(layer.parameters(), None) is not None]
 
     def parameter_token_sizes(self) -> Sizes:
         """Current number of parameter tokens of each group."""
         return {group: layers[0].num_param_tokens for group, layers in self.pattentions().items()}
 
+    def growing_sizes(self) -> Sizes:
+        """All that can grow, by the name of its option, and its current size."""
+        layers = {LAYERS: len(self.blocks())} if LAYERS in self.hparams else {}
+        return self.parameter_token_sizes() | layers
+
     def initial_sizes(self) -> Sizes:
         """Sizes before the first growth event."""
-        return self.growth_events[0]["from"] if self.growth_events else self.parameter_token_sizes()
+        return self.growing_sizes() | (self.growth_events[0]["from"] if self.growth_events else {})
 
-    def grow(
-        self,
-        sizes: Sizes,
-        optimizer: Optimizer | None,
-        *,
-        step: int,
-        init: Init = "zero_keys",
-        tau: TauPolicy = "frozen",
-        carry: Carry = "per_row",
-        rewarm_steps: int = 0,
-    ) -> Event:
+    # The event -----------------------------------------------------------------------------------------------------
+
+    def grow(self, sizes: Sizes, optimizer: Optimizer | None, *, step: int, rules: GrowthRules | None = None) -> Event:
         """Grow the named groups to `sizes` and carry the optimizer along; returns the event, which joins the lineage.
 
-        Rows are drawn from generators seeded by (seed, layer, step). The event tells the largest relative change of a
-        layer's output and of a logit, measured on random tokens.
+        Random numbers come from generators seeded by (seed, layer, step). The event tells the largest relative change
+        of the output of each layer with parameter tokens, and of the last features if layers were added, and the
+        largest change of a logit, measured on random tokens.
         """
-        before = self.parameter_token_sizes()
+        rules = rules or GrowthRules()
+        rules.check()
+        before = self.growing_sizes()
         check_sizes(before, sizes)
-        tau_from = {group: float(self.pattentions()[group][0].tau) for group in sizes}
+        if sizes.get(LAYERS, 0) > before.get(LAYERS, 0):
+            self._check_outputs(rules)
         with self._measured_change(step) as change:
-            for index, (layer, size) in enumerate(self._layers_to_grow(sizes)):
-                generator = torch.Generator().manual_seed(mixed_seed(self.seed, index, step))
-                for old, new in layer.grow(size, init, tau, generator):
-                    if optimizer is not None:
-                        carry_state(optimizer, old, new, carry)
-        if carry == "reset" and optimizer is not None:
+            self._grow_rows(sizes, optimizer, step, rules)
+            for number in range(before.get(LAYERS, 0), sizes.get(LAYERS, 0)):
+                self._add_block(self.blocks()[number % before[LAYERS]], optimizer, rules)
+        if rules.carry == "reset" and optimizer is not None:
             optimizer.state.clear()
-        self.hparams.update(self.parameter_token_sizes())
+        self.hparams.update(self.growing_sizes())
         if self.compile_layers:
             torch.compiler.reset()  # a layer compiled for more than eight sizes would silently run uncompiled
+        groups = self.pattentions()
         event = {
             "step": step, "tokens": self.tokens_seen, "flops": self.flops_spent, "seed": self.seed, "from": before,
-            "to": self.parameter_token_sizes(), "init": init, "tau": tau, "carry": carry, "rewarm_steps": rewarm_steps,
-            "tau_from": tau_from,
+            "to": self.growing_sizes(), **asdict(rules), "ramps": rules.ramps,
+            "copies": {group: num_copies(before[group], sizes.get(group, 0), rules) for group in groups},
+            "tau_from": {group: float(groups[group][0].tau) for group in sizes if group in groups},
         }  # fmt: skip
         self.growth_events.append(event | change)
         return self.growth_events[-1]
 
-    def _layers_to_grow(self, sizes: Sizes) -> Iterator[tuple[Any, int]]:
+    def _grow_rows(self, sizes: Sizes, optimizer: Optimizer | None, step: int, rules: GrowthRules) -> None:
         groups = self.pattentions()
-        return ((layer, sizes[group]) for group in groups if group in sizes for layer in groups[group])
+        growing = [(layer, sizes[group]) for group in groups if group in sizes for layer in groups[group]]
+        for number, (layer, size) in enumerate(growing):
+            generator = torch.Generator().manual_seed(mixed_seed(self.seed, number, step))
+            for replaced in layer.grow(size, rules, generator):
+                if optimizer is not None:
+                    carry_state(optimizer, replaced, rules.carry)
+
+    def _check_outputs(self, rules: GrowthRules) -> None:
+        """Raise ValueError if blocks are to be added exactly that do not say which parameters are their outputs."""
+        if rules.layer_init == "exact" and not all(hasattr(block, "outputs") for block in self.blocks()):
+            raise ValueError(
+                f"layer_init exact: the blocks of {self.model_name} do not say by `outputs` which of their parameters "
+                "they add nothing without; use stack"
+            )
+
+    def _add_block(self, source: nn.Module, optimizer: Optimizer | None, rules: GrowthRules) -> None:
+        """Put a copy of a block on top of all layers."""
+        added = copy.deepcopy(source)
+        for name in added.outputs if rules.layer_init == "exact" else ():  # type: ignore[union-attr]
+            nn.init.zeros_(added.get_parameter(name))
+        self.layers.append(added)
+        if self.compile_layers:
+            added.compile()
+        if optimizer is not None:
+            copy_state(optimizer, source, added, self, rules.carry)
 
     @contextmanager
     def _measured_change(self, step: int) -> Iterator[dict[str, Any]]:
@@ -188,26 +233,36 @@ class GrowableModel(LanguageModel):
             seen[id(layer)] = (inputs[0], output)
 
         change: dict[str, Any] = {}
-        training = self.training
+        training, depth = self.training, len(self.layers)
         self.eval()
-        with torch.compiler.set_stance("force_eager"):
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
             hooks = [layer.register_forward_hook(remember) for layer in layers]
-            logits = _no_grad(self, tokens_BT)
+            features = self.features(tokens_BT)
             for hook in hooks:
                 hook.remove()
             yield change
-            change["logit_change"] = float((_no_grad(self, tokens_BT) - logits).abs().max())
-            change["relative_change"] = [
-                _relative(_no_grad(layer, seen[id(layer)][0]), seen[id(layer)][1]) for layer in layers
-            ]
+            grown = self.features(tokens_BT)
+            change["logit_change"] = float((self.head(grown) - self.head(features)).abs().max())
+            change["relative_change"] = [_relative(layer(seen[id(layer)][0]), seen[id(layer)][1]) for layer in layers]
+            if len(self.layers) > depth:
+                change["relative_change"].append(_relative(grown, features))
         self.train(training)
+
+    # Training after it ---------------------------------------------------------------------------------------------
 
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
     ) -> None:
         """The optimizer's step, after which young rows' updates are scaled by `update_scale`, and tau is ramped."""
-        steps = self.trainer.global_step + 1  # with this one
-        young = [(held_rows(p.detach(), rows), scale) for p, rows, scale in self._young_rows(optimizer)]
+        steps, groups = self.trainer.global_step + 1, self.pattentions()  # with this one
+        young = [
+            (held_rows(p.detach(), rows), scale)
+            for group, rows, scale in scaled_updates(
+                self.growth_events, list(groups), steps, optimizer.param_groups[0].get("betas")
+            )
+            for layer in groups[group]
+            for p in layer.parameters()
+        ]
         before = [weights_nd.clone() for weights_nd, _ in young]
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         for (weights_nd, scale), before_nd in zip(young, before, strict=True):
@@ -218,59 +273,64 @@ class GrowableModel(LanguageModel):
         """Let tau be what it is after so many steps in each group whose last growth ramps it: linear in the re-warm."""
         for group, layers in self.pattentions().items():
             event = next((event for event in reversed(self.growth_events) if group in event["tau_from"]), None)
-            if event is None or event["tau"] != "ramped":
+            if event is None or not event.get("ramps", event["tau"] == "ramped"):
                 continue
             start, end = event["tau_from"][group], math.sqrt(event["to"][group])
-            part = min(1.0, (steps - event["step"]) / event["rewarm_steps"])
+            part = min(1.0, (steps - event["step"]) / max(1, event["rewarm_steps"]))
             for layer in layers:
                 layer.tau.fill_(start + part * (end - start))
 
-    def _young_rows(self, optimizer: Any) -> Iterator[tuple[nn.Parameter, slice, float]]:
-        """Parameters, rows and factors of all rows whose updates are not yet taken as they are."""
-        resets = [i for i, event in enumerate(self.growth_events) if event["carry"] == "reset"]
-        events = self.growth_events[max(resets, default=0) :]
-        steps, betas = self.trainer.global_step + 1, optimizer.param_groups[0].get("betas")
-        optimizer_age = steps - events[0]["step"] if resets else steps
-        for event in events:
-            scale = update_scale(steps - event["step"], optimizer_age, betas, event)
-            if abs(scale - 1) < 1e-6:  # a few roundings of float32
-                continue
-            for group, layers in self.pattentions().items():
-                rows = slice(event["from"][group], event["to"][group])
-                yield from ((p, rows, scale) for layer in layers for p in layer.parameters() if rows.start < rows.stop)
+    # Checkpoints ---------------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the lineage, and let the saved hyper-parameters tell the current sizes."""
         super().on_save_checkpoint(checkpoint)
         checkpoint[CHECKPOINT_KEY]["growth_events"] = self.growth_events
-        checkpoint["hyper_parameters"] |= self.parameter_token_sizes()
+        checkpoint["hyper_parameters"] |= self.growing_sizes()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the lineage back; the layers size themselves when their weights are loaded."""
         super().on_load_checkpoint(checkpoint)
-        self.growth_events = list(checkpoint[CHECKPOINT_KEY]["growth_events"])
-        self.hparams.update({group: checkpoint["hyper_parameters"][group] for group in self.pattentions()})
+        self.growth_events = list(checkpoint[CHECKPOINT_KEY].get("growth_events", []))
+        self.hparams.update({group: checkpoint["hyper_parameters"][group] for group in self.growing_sizes()})
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Take the number of layers from what is loaded: a grown checkpoint fits its first configuration, and back."""
+        numbers = [key.removeprefix(f"{prefix}layers.").split(".")[0] for key in state_dict]
+        depth = 1 + max((int(number) for number in numbers if number.isdecimal()), default=len(self.layers) - 1)
+        del self.layers[depth:]
+        while len(self.layers) < depth:
+            self.layers.append(copy.deepcopy(self.blocks()[-1]))
+            if self.compile_layers:
+                self.layers[-1].compile()
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-def grow_checkpoint(model: GrowableModel, checkpoint: dict[str, Any], sizes: Sizes, **how: Any) -> Event:
+def num_copies(old: int, new: int, rules: GrowthRules) -> int:
+    """How often the rows of a group that grows from `old` to `new` are there: whole multiples are split."""
+    return max(1, new // old) if rules.init == "split" else 1
+
+
+def grown_sizes(event: Event) -> str:
+    """What an event grew, in words."""
+    before, after = event["from"], event["to"]
+    return ", ".join(f"{group} {before[group]} -> {size}" for group, size in after.items() if size > before[group])
+
+
+def grow_checkpoint(
+    model: GrowableModel, checkpoint: dict[str, Any], sizes: Sizes, rules: GrowthRules | None = None
+) -> Event:
     """Grow `model`, which was loaded from `checkpoint`, and write the result back into `checkpoint`.
 
-    `how` are the keyword arguments of `GrowableModel.grow`. What a fit's Growth would do at the checkpoint's step,
-    bit for bit.
+    What a fit's Growth would do at the checkpoint's step, bit for bit.
     """
     optimizer = build_optimizer(model, Optim(**checkpoint[CHECKPOINT_KEY]["optim"]))
     optimizer.load_state_dict(checkpoint["optimizer_states"][0])
-    event = model.grow(sizes, optimizer, step=checkpoint["global_step"], **how)
+    event = model.grow(sizes, optimizer, step=checkpoint["global_step"], rules=rules)
     checkpoint["state_dict"] = model.state_dict()
     checkpoint["optimizer_states"] = [optimizer.state_dict()]
     model.on_save_checkpoint(checkpoint)
     return event
-
-
-def _no_grad(module: nn.Module, x: Tensor) -> Tensor:
-    with torch.no_grad():
-        y: Tensor = module(x)
-    return y
 
 
 def _relative(new: Tensor, old: Tensor) -> float:

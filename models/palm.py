@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.base import HEAD_STD, LanguageModel
+from models.base import HEAD_STD
+from models.growth import GrowableModel
 from models.layers import (
     ROPE_BASE,
     Layer,
@@ -137,6 +138,8 @@ class Block(nn.Module):
         num_outputs: Blocks applied in the model, whose outputs add up.
     """
 
+    outputs = ("mix_out.weight", "down.weight")
+
     def __init__(
         self,
         d_model: int,
@@ -224,7 +227,7 @@ class Block(nn.Module):
         return self.d_model * (2 if self.mixing == "aft" else 1) * itemsize + self.local_mixing.state_bytes()
 
 
-class Palm(LanguageModel):
+class Palm(GrowableModel):
     """Parallel blocks of cumulative attention and SwiGLU, applied recursively; no maximum length, constant state.
 
     Args:

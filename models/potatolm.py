@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.base import LanguageModel
+from models.growth import GrowableModel
 from models.layers import (
     ROPE_BASE,
     Positions,
@@ -125,6 +125,8 @@ class PassTheCard(nn.Module):
             matters: it says how far back marks have a card to themselves.
         local_mixing: How marks, gates and the heads' networks see positions just before.
     """
+
+    outputs = ("out.weight",)
 
     def __init__(
         self,
@@ -235,7 +237,7 @@ def pass_the_card_reference(layer: PassTheCard, x_BTD: Tensor) -> Tensor:
     return torch.stack(outputs, 1)
 
 
-class PotatoLM(LanguageModel):
+class PotatoLM(GrowableModel):
     """Embeddings, rotated by their positions or not, and layers that pass the card; no maximum length.
 
     Args:

@@ -19,7 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from models.growth import GrowableModel, Init, TauPolicy, new_rows
+from models.carry import Replaced
+from models.growth import GrowableModel, GrowthRules, normal_rows, num_copies, root_mean_square, split_values
 from models.layers import (
     ROPE_BASE,
     KVCache,
@@ -140,22 +141,27 @@ class Pattention(nn.Module):
         """Two matrix products."""
         return 2 * (self.key_param_tokens.numel() + self.value_param_tokens.numel())
 
-    def grow(
-        self, num_param_tokens: int, init: Init, tau: TauPolicy, generator: torch.Generator
-    ) -> Iterator[tuple[nn.Parameter, nn.Parameter]]:
-        """Append rows up to `num_param_tokens`; yields (old parameter, new parameter) for the optimizer's sake."""
-        extra = num_param_tokens - self.num_param_tokens
-        zero = {
-            "key_param_tokens": init in ("zero_keys", "zeros"),
-            "value_param_tokens": init in ("zero_values", "zeros"),
-        }
-        for name in ("key_param_tokens", "value_param_tokens") if extra else ():
-            old = getattr(self, name)
-            rows = new_rows(old, extra, zero[name], generator)
-            new = nn.Parameter(torch.cat((old.detach(), rows)), requires_grad=old.requires_grad)
+    def grow(self, num_param_tokens: int, rules: GrowthRules, generator: torch.Generator) -> Iterator[Replaced]:
+        """Grow to `num_param_tokens` rows, and tau with them; yields each new parameter, for the optimizer's sake."""
+        copies = num_copies(self.num_param_tokens, num_param_tokens, rules)
+        extra = num_param_tokens - copies * self.num_param_tokens
+        keys, values = self.key_param_tokens, self.value_param_tokens
+        std = {keys: keys.size(1) ** -0.5, values: num_param_tokens**-0.5}
+        zero: dict[Any, tuple[str, ...]] = {keys: ("split", "zero_keys", "zeros"), values: ("zero_values", "zeros")}
+        for name, old in (("key_param_tokens", keys), ("value_param_tokens", values)):
+            if not extra and copies == 1:
+                break
+            weights = old.detach()
+            kept = weights.repeat(copies, 1)
+            if old is values:
+                kept = split_values(weights, copies, rules.split_noise, generator)
+            size = 0.0 if rules.init in zero[old] else std[old] if rules.init == "fresh" else root_mean_square(weights)
+            rows = torch.cat((kept, normal_rows(weights, extra, size, generator)))
+            new = nn.Parameter(rows, requires_grad=old.requires_grad)
             setattr(self, name, new)
-            yield old, new
-        if tau == "sqrt_n":
+            yield Replaced(old, new, copies, 1 / copies if old is keys else 1.0)
+        self.tau.mul_(math.sqrt(copies))
+        if rules.tau == "sqrt_n" and not rules.ramps:
             self.tau.fill_(math.sqrt(num_param_tokens))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
@@ -185,6 +191,8 @@ class Block(nn.Module):
         local_mixing: How queries, keys and values see positions just before.
         norm: Norm, without parameters, of what each part reads.
     """
+
+    outputs = ("out.value_param_tokens", "ffn.value_param_tokens")
 
     def __init__(
         self,

@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.base import LanguageModel
+from models.growth import GrowableModel
 from models.layers import (
     ROPE_BASE,
     KVCache,
@@ -44,6 +44,8 @@ class Block(nn.Module):
         local_mixing: How queries, keys and values see positions just before.
         num_layers: Blocks in the model, whose outputs add up.
     """
+
+    outputs = ("out.weight", "down.weight")
 
     def __init__(
         self,
@@ -104,7 +106,7 @@ class Block(nn.Module):
         return cache + self.local_mixing.state_bytes()
 
 
-class Transformer(LanguageModel):
+class Transformer(GrowableModel):
     """Pre-norm Transformer with fused attention, rotary positions or none; no maximum length.
 
     Args:

@@ -36,10 +36,12 @@ def check_fits(checkpoint: dict[str, Any], path: Path, model: LanguageModel, dat
             f"--ckpt_path {path} was trained on another vocabulary ({len(characters or '')} characters, the data has "
             f"{len(own or '')}; they differ in {shown(differ)}); use the --data and --data.corpus it was trained on"
         )
-    growing = model.parameter_token_sizes()
+    events = checkpoint[CHECKPOINT_KEY].get("growth_events", [])
+    first = events[0]["from"] if events else {}
     for name, value in hyper_parameters(checkpoint).items():
-        if name not in (*growing, "compile", "dropout") and model.hparams.get(name) != value:
-            raise ValueError(f"--ckpt_path {path} has {name} {value}, --model.{name} is {model.hparams.get(name)}")
+        own = model.hparams.get(name)
+        if own not in (value, first.get(name, value)) and name not in ("compile", "dropout"):
+            raise ValueError(f"--ckpt_path {path} has {name} {value}, --model.{name} is {own}")
 
 
 def check_optimizer(checkpoint: dict[str, Any], path: Path, optim: Optim) -> None:

@@ -17,56 +17,66 @@ def grow(
     *,
     num_param_tokens: int | None = None,
     num_ffn_param_tokens: int | None = None,
+    num_layers: int | None = None,
     factor: float | None = None,
-    init: Literal["zero_keys", "zero_values", "random", "zeros"] = "zero_keys",
-    tau: Literal["frozen", "ramped", "sqrt_n"] = "frozen",
-    carry: Literal["per_row", "mean", "zeros", "reset"] = "per_row",
+    init: Literal["split", "zero_keys", "zero_values", "random", "fresh", "zeros"] = "split",
+    split_noise: float = 1.0,
+    tau: Literal["sqrt_n", "ramped", "frozen"] = "sqrt_n",
+    carry: Literal["per_row", "asymmetric", "mean", "zeros", "reset"] = "per_row",
     rewarm_steps: int = 50,
+    layer_init: Literal["stack", "exact"] = "stack",
 ) -> None:
-    """Grow IN_CKPT's parameter tokens, optimizer state included; `fit --ckpt_path OUT_CKPT` goes on at the same step.
+    """Grow the model in IN_CKPT, optimizer state included; `fit --ckpt_path OUT_CKPT` goes on at the same step.
 
     Args:
-        in_ckpt: A checkpoint of a model with parameter tokens: a file, a run folder, last, or best.
+        in_ckpt: A checkpoint: a file, a run folder, last, or best.
         out_ckpt: Where to write the grown one; must not exist.
         num_param_tokens: New size of each attention projection.
         num_ffn_param_tokens: New size of each feed-forward network.
-        factor: New sizes as a multiple of the present ones, where no size is given.
-        init: How new rows start; only zero_keys keeps the function and lets them learn.
-        tau: Whether the scale stays (frozen, exact), rises within the re-warm to the root of the new size (ramped,
-            exact at the growth itself), or becomes that at once (sqrt_n).
+        num_layers: New number of blocks; every model has them.
+        factor: New numbers of parameter tokens as a multiple of the present ones, where no size is given.
+        init: How parameter tokens are added; split and zero_keys keep the function and let them learn.
+        split_noise: Noise on the values of split rows, as a multiple of their root mean square.
+        tau: Whether the scale becomes the root of the new size (sqrt_n, exact where rows are split, else a jump), does
+            so within the re-warm (ramped), or stays (frozen); the last two are exact.
         carry: What becomes of the optimizer's moments.
-        rewarm_steps: Steps in which the new rows' learning rate rises to that of the others.
+        rewarm_steps: Steps in which the learning rate of rows without moments rises to that of the others.
+        layer_init: Whether blocks are added as copies (stack), or as copies that add nothing at first (exact).
     """
     import torch
 
     from app.run.checkpoints import check_training_state, load_model, model_name, read_checkpoint
     from app.run.folders import find_checkpoint
     from callbacks.atomic import save_atomically
-    from models.growth import GrowableModel, check_rewarm, grow_checkpoint
+    from models.growth import GrowableModel, GrowthRules, grow_checkpoint, grown_sizes
 
     if out_ckpt.exists():
         raise ValueError(f"OUT_CKPT {out_ckpt} exists; name a new file")
     check_file("OUT_CKPT", out_ckpt)
     if factor is not None and not 1 <= factor < math.inf:
         raise ValueError(f"--factor is {factor}; it must be a number of at least 1: growth only adds")
-    check_rewarm(rewarm_steps, tau)
+    rules = GrowthRules(init, split_noise, tau, carry, rewarm_steps, layer_init)
+    rules.check()
     in_ckpt = find_checkpoint(str(in_ckpt), option="IN_CKPT")
     checkpoint = read_checkpoint(in_ckpt, "IN_CKPT")
     model = load_model(checkpoint, f"IN_CKPT {in_ckpt}")
     if not isinstance(model, GrowableModel):
-        raise ValueError(f"IN_CKPT {in_ckpt} holds a {model_name(checkpoint)}, which has no parameter tokens to grow")
-    given = {"num_param_tokens": num_param_tokens, "num_ffn_param_tokens": num_ffn_param_tokens}
+        raise ValueError(f"IN_CKPT {in_ckpt} holds a {model_name(checkpoint)}, which does not grow")
+    given = {
+        "num_param_tokens": num_param_tokens, "num_ffn_param_tokens": num_ffn_param_tokens, "num_layers": num_layers,
+    }  # fmt: skip
     sizes = {group: size for group, size in given.items() if size is not None}
     if factor is not None:
+        if not model.parameter_token_sizes():
+            raise ValueError(f"--factor: a {model_name(checkpoint)} has no parameter tokens; give --num_layers")
         sizes = {group: round(size * factor) for group, size in model.parameter_token_sizes().items()} | sizes
     if not sizes:
-        raise ValueError("nothing to grow; give --num_param_tokens, --num_ffn_param_tokens or --factor")
-    if all(model.parameter_token_sizes().get(group) == size for group, size in sizes.items()):
+        raise ValueError(f"nothing to grow; give {', '.join(f'--{name}' for name in given)} or --factor")
+    if all(model.growing_sizes().get(group) == size for group, size in sizes.items()):
         raise ValueError(f"nothing to grow: IN_CKPT {in_ckpt} has these sizes already; give larger ones")
     check_training_state(checkpoint, model, f"IN_CKPT {in_ckpt}")
-    event = grow_checkpoint(model, checkpoint, sizes, init=init, tau=tau, carry=carry, rewarm_steps=rewarm_steps)
+    event = grow_checkpoint(model, checkpoint, sizes, rules)
     save_atomically(lambda temporary: torch.save(checkpoint, temporary), out_ckpt)
-    change = ", ".join(f"{group} {event['from'][group]} -> {size}" for group, size in event["to"].items())
-    print(f"{out_ckpt}: {change}; {model.num_parameters():,} parameters")
+    print(f"{out_ckpt}: {grown_sizes(event)}; {model.num_parameters():,} parameters")
     print(f"largest change of a logit: {event['logit_change']:.1e}")
     print(f"go on with `python -m app fit --ckpt_path {out_ckpt}`")

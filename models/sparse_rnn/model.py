@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.base import LanguageModel
+from models.growth import GrowableModel
 from models.layers import check_choice, check_positive, init_input, init_output, rms_norm
 from models.local_mixing import LocalMixing, LocalMixingKind
 from models.scan import accumulation_dtype, full_precision
@@ -150,6 +150,8 @@ class Block(nn.Module):
         num_layers: Blocks in the model, whose outputs add up.
     """
 
+    outputs = ("out.weight", "down.weight")
+
     def __init__(
         self,
         d_model: int,
@@ -207,7 +209,7 @@ class Block(nn.Module):
         return levels * accumulation_dtype(self.recurrence.rows.dtype).itemsize + self.local_mixing.state_bytes()
 
 
-class SparseRNN(LanguageModel):
+class SparseRNN(GrowableModel):
     """Recurrent net that reads k rows of its recurrent matrix a step; constant state, trained by a loop over time.
 
     Args:

@@ -35,7 +35,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.base import LanguageModel
+from models.growth import GrowableModel
 from models.layers import check_heads, check_positive, init_input, init_output, rms_norm
 from models.local_mixing import LocalMixing, LocalMixingKind
 from models.scan import accumulation_dtype, full_precision
@@ -278,6 +278,15 @@ class Block(nn.Module):
         self.down = nn.Linear(ffn_width, memory.d_model, bias=False)
         self.init_weights()
 
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The parameters that it adds nothing without: without lags the trajectory is its input."""
+        return (
+            *(f"memory.lags.{number}" for number in range(len(self.memory.lags))),
+            "memory.out.weight",
+            "down.weight",
+        )
+
     def init_weights(self) -> None:
         """Up U(-1/sqrt D, 1/sqrt D); down, small at first, N(0, 1 / (4 fan_in num_layers))."""
         init_input(self.up.weight)
@@ -312,7 +321,7 @@ class Block(nn.Module):
         return self.memory.state_bytes(seq_len) + self.local_mixing.state_bytes()
 
 
-class TrajectoryLM(LanguageModel):
+class TrajectoryLM(GrowableModel):
     """Recall of what followed the last time the recent past was like this; sub-quadratic, no maximum length.
 
     Args:

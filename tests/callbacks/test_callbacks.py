@@ -216,7 +216,7 @@ def test_a_ramped_tau_begins_where_it_was_and_ends_at_the_root_of_the_size(tmp_p
             taus.append([float(layers[0].tau) for layers in pl_module.pattentions().values()])
 
     model = make_model()
-    growth = Growth(steps=[2], num_param_tokens=[16], tau="ramped", rewarm_steps=4)
+    growth = Growth(steps=[2], num_param_tokens=[16], init="zero_keys", tau="ramped", rewarm_steps=4)
     fit(tmp_path, *watching(), growth, Look(), model=model)
     first, last = 8**0.5, 16**0.5
     expected = [first] * 2 + [first + part * (last - first) for part in (0.25, 0.5, 0.75, 1, 1, 1)]
@@ -236,7 +236,7 @@ def test_a_tau_goes_on_rising_when_the_other_group_grows_or_its_own_grows_again(
             taus.append([float(layers[0].tau) for layers in pl_module.pattentions().values()])
 
     sizes = {"num_param_tokens": [16, 16, 32], "num_ffn_param_tokens": [16, 36, 36]}
-    growth = Growth(steps=[1, 2, 4], **sizes, tau="ramped", rewarm_steps=4)
+    growth = Growth(steps=[1, 2, 4], **sizes, init="zero_keys", tau="ramped", rewarm_steps=4)
     fit(tmp_path, growth, Look(), max_steps=10, limit_val_batches=0)
     begin, middle, end = 8**0.5, 16**0.5, 32**0.5
     reached = begin + 0.75 * (middle - begin)

@@ -331,9 +331,11 @@ def test_every_verb_model_and_task_in_a_command_exists():
 def test_growth_policies_and_their_defaults_are_those_of_the_code():
     from app.run.grow import grow
     from callbacks import Growth
-    from models.growth import Carry, Init, TauPolicy
+    from models.carry import Carry
+    from models.growth import Init, LayerInit, TauPolicy
 
-    for option, policies in (("init", Init), ("tau", TauPolicy), ("carry", Carry), ("rewarm_steps", None)):
+    policies_of = {"init": Init, "tau": TauPolicy, "carry": Carry, "layer_init": LayerInit}
+    for option, policies in (policies_of | {"split_noise": None, "rewarm_steps": None}).items():
         (row,) = re.findall(rf"^\| `{option}` \| (.*) \| (.*) \|$", PAGES["docs/growing.md"], re.M)
         if policies:
             assert set(re.findall(r"`(\w+)`", " ".join(row))) == set(policies.__args__)

@@ -147,12 +147,12 @@ def test_a_checkpoint_from_after_growth_loads_by_lightning_too(text, uninterrupt
     assert model.tokens_seen == STEPS * 4 * 16
 
 
-@pytest.mark.parametrize("options", [{"num_ffn_param_tokens": 30}, {"factor": 2.0}])
+@pytest.mark.parametrize("options", [{"num_ffn_param_tokens": 30}, {"factor": 2.0}, {"num_layers": 3}])
 def test_grow_sizes(text, uninterrupted, tmp_path, options):
     grow(uninterrupted, tmp_path / "out.ckpt", **options)
     sizes = read_checkpoint(tmp_path / "out.ckpt")["greenhouse"]["growth_events"][-1]["to"]
-    assert sizes == ({"num_param_tokens": 9, "num_ffn_param_tokens": 30} if "factor" not in options else
-                     {"num_param_tokens": 18, "num_ffn_param_tokens": 24})  # fmt: skip
+    expected = [9, 12, 3] if "num_layers" in options else [18, 24, 1] if "factor" in options else [9, 30, 1]
+    assert list(sizes.values()) == expected
 
 
 def test_grow_refuses_with_nothing_written(text, uninterrupted, tmp_path):
@@ -170,11 +170,15 @@ def test_grow_refuses_with_nothing_written(text, uninterrupted, tmp_path):
     assert out.read_text() == "mine"
 
 
-def test_grow_refuses_a_model_without_parameter_tokens(text, tmp_path):
+def test_a_model_without_parameter_tokens_grows_in_depth_alone(text, tmp_path):
     model = Transformer(vocab_size=len(set(text.read_text())), d_model=8, num_heads=2)
     last = fit(text, tmp_path, model=model, schedule={}, max_steps=2)
-    with pytest.raises(ValueError, match="Transformer, which has no parameter tokens"):
+    with pytest.raises(ValueError, match="--factor: a Transformer has no parameter tokens; give --num_layers"):
         grow(last, tmp_path / "out.ckpt", factor=2.0)
+    grow(last, tmp_path / "out.ckpt", num_layers=2)
+    model = Transformer(vocab_size=len(set(text.read_text())), d_model=8, num_heads=2)
+    fit(text, tmp_path, model=model, schedule={}, ckpt=tmp_path / "out.ckpt", max_steps=4)
+    assert len(model.blocks()) == 2
 
 
 def test_recipe_on_the_command_line_holds_on_resume(text, tmp_path):
