@@ -59,8 +59,9 @@ def knows_its_node() -> bool:
 
 
 def announce_run_dir(run_dir: Path) -> None:
-    """Tell the processes that this one launches which folder the run has."""
-    os.environ |= {RUN_DIR_VARIABLE: str(run_dir), FIRST_PROCESS_VARIABLE: str(os.getpid())}
+    """Tell the processes that this one launches which folder the run has; one that was launched itself tells nobody."""
+    if announced_run_dir() is None:
+        os.environ |= {RUN_DIR_VARIABLE: str(run_dir), FIRST_PROCESS_VARIABLE: str(os.getpid())}
 
 
 def announced_run_dir() -> Path | None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from app.machine import FIRST_PROCESS_VARIABLE, RUN_DIR_VARIABLE, announce_run_dir, has_lost_first_process
 from app.run.checkpoints import read_checkpoint
 from app.stops import lost, lost_processes_told, watch_launched
 from tests.app.forked import ERRORS, OUTPUT, TIMEOUT, begin, begin_ranks, end, tell, wait_for
@@ -129,6 +130,14 @@ def test_a_run_that_is_stopped_while_it_starts_leaves_no_process(endless, tmp_pa
     assert process.wait(TIMEOUT) == 143
     assert_ends(second)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_launched_process_does_not_take_itself_for_the_one_that_launched_it(monkeypatch):
+    launched = {"LOCAL_RANK": "1", RUN_DIR_VARIABLE: "run", FIRST_PROCESS_VARIABLE: str(os.getppid())}
+    for variable, value in launched.items():
+        monkeypatch.setenv(variable, value)
+    announce_run_dir(Path("run"))  # as each process of a run does
+    assert not has_lost_first_process()
 
 
 def test_a_process_that_is_killed_ends_the_run_with_one_line(endless, tmp_path):
