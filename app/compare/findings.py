@@ -12,8 +12,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from app.compare.outcomes import has_learned, validation_loss
+from app.compare.outcomes import has_learned
 from app.output.intervals import LEVEL, Difference, holm, welch_difference
+from app.study.rates import RUNG, SEARCH, at_chosen_rate, validation_loss
 from app.study.study import Record, StudiedRun, Study
 
 LABELS = ("task", "model", "d_model", "budget")  # of a group of runs, over which trials and seeds vary
@@ -99,24 +100,8 @@ def groups(study: Study) -> list[list[StudiedRun]]:
     """The finished runs that count of each model, task, width and budget, in the order of the plan; at least one."""
     labels = list(dict.fromkeys(tuple(run.labels[name] for name in LABELS) for run in study.plan))
     runs = (study.runs(**dict(zip(LABELS, group, strict=True))) for group in labels)
-    counting = ([run for run in at_chosen_rate(group) if "rung" not in run.labels] for group in runs if group)
+    counting = ([run for run in at_chosen_rate(group) if RUNG not in run.labels] for group in runs if group)
     return [group for group in counting if group]
-
-
-def at_chosen_rate(runs: Sequence[StudiedRun]) -> list[StudiedRun]:
-    """All runs; of an older study, whose first seed tried all learning rates, those at the best of these."""
-    if any("trial" in run.labels for run in runs):
-        return list(runs)
-    tried = [run for run in runs if run.labels["seed"] == runs[0].labels["seed"]]
-    ended = {run.labels["factor"]: loss for run in tried if (loss := validation_loss(run.record)) is not None}
-    factors = sorted(run.labels["factor"] for run in tried)
-    best = min(ended, key=ended.__getitem__, default=None)
-    edge = "" if best not in (factors[0], factors[-1]) or len(factors) == 1 else "low" if best == factors[0] else "high"
-    chosen = runs if best is None else [run for run in runs if run.labels["factor"] == best]
-    return [
-        replace(run, labels=run.labels | {"factor": best, "search": {"edge": edge, "first_seed": True}})
-        for run in chosen
-    ]
 
 
 def chosen_runs(study: Study) -> list[str]:
@@ -149,7 +134,7 @@ def row(group: Sequence[StudiedRun]) -> Row:
     shown = [run.record for run in ended or group]
     means = {key: statistics.fmean(record[key] for record in shown) for key in ("tokens", "flops", "seconds")}
     labels = group[0].labels
-    search = labels.get("search", {})
+    search = labels.get(SEARCH, {})
     return Row(
         **{name: labels[name] for name in (*LABELS, "unit")},
         factor=labels["factor"],

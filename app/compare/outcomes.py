@@ -1,22 +1,15 @@
-"""What one run came to, from its record: whether it ended, whether it learned anything, and its validation loss."""
+"""What one run came to, from its record: whether it learned anything, and what a search sees of it."""
 
 from __future__ import annotations
 
 import math
 
 from app.compare.search import Result
+from app.study.rates import validation_loss
 from app.study.study import Record
 
 PERFECT = {"accuracy": 1.0, "bits_per_char": 0.0}
 LEARNED = 0.02  # the part of the way from chance to perfect that is beyond doubt: more than noise, less than any skill
-
-
-def validation_loss(record: Record | None) -> float | None:
-    """At the end of a run; None if it diverged."""
-    if not record or record["status"] != "finished":
-        return None
-    value = record["final"].get("val/loss")
-    return None if value is None else float(value)
 
 
 def has_learned(record: Record) -> bool | None:

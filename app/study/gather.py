@@ -6,7 +6,9 @@ from collections import defaultdict
 from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
+from app.study.rates import RUNG, SEARCH, at_chosen_rate
 from app.study.study import STUDY_FILE, StudiedRun, Study, read_study
 
 RATES, RATE_AT_END = "rates", "rate_at_end"  # labels: learning rates tried, whether a run's is an end of them
@@ -66,27 +68,28 @@ def runs_of(file: Path) -> list[StudiedRun]:
         return [StudiedRun(str(file.parent), {}, read_record(file))]
     study = read_study(file)
     chosen = study.findings.get("chosen", study.records)
-    return with_rates(study, [run.name for run in study.runs() if run.name in chosen and "rung" not in run.labels])
+    return with_rates(study, [run.name for run in study.runs() if run.name in chosen and RUNG not in run.labels])
 
 
 def with_rates(study: Study, names: Container[str]) -> list[StudiedRun]:
     """The runs of these names; a run chosen among several learning rates has labels that say so."""
-    tried: dict[str, set[float]] = defaultdict(set)
+    groups: dict[str, list[StudiedRun]] = defaultdict(list)
     for run in study.runs():
-        tried[place_of(run)].add(rate_of(run))
-    chosen = []
-    for run in study.runs():
-        rates = tried[place_of(run)]
-        if run.name in names and "factor" in run.labels and RATES not in run.labels:
-            at_end = len(rates) > 1 and rate_of(run) in (min(rates), max(rates))
-            run = replace(run, labels=run.labels | {RATES: len(rates), RATE_AT_END: at_end})
-        chosen += [run] * (run.name in names)
-    return chosen
+        groups[place_of(run)].append(run)
+    searches = {run.name: run.labels.get(SEARCH, {}) for group in groups.values() for run in chosen_of(group)}
+    return [labelled(run, searches.get(run.name, {})) for run in study.runs() if run.name in names]
 
 
-def rate_of(run: StudiedRun) -> float:
-    """Its learning rate, as a multiple of the experiment file's."""
-    return float(run.labels.get("factor", 1))
+def chosen_of(group: Sequence[StudiedRun]) -> list[StudiedRun]:
+    """Those of runs that differ in learning rate and seed only whose rate was chosen; without rates all."""
+    return at_chosen_rate(group) if all("factor" in run.labels for run in group) else list(group)
+
+
+def labelled(run: StudiedRun, search: dict[str, Any]) -> StudiedRun:
+    """The run with labels that say how its learning rate was chosen, unless it has them already."""
+    tried = search.get("rates", search.get("trials"))
+    known = {} if tried is None or RATES in run.labels else {RATES: tried, RATE_AT_END: bool(search["edge"])}
+    return replace(run, labels=run.labels | known)
 
 
 def place_of(run: StudiedRun) -> str:
