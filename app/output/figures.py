@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator, ScalarFormatter
 from numpy.typing import ArrayLike, NDArray
 
+from app.output.intervals import Interval
 from callbacks.atomic import save_atomically
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -83,11 +84,16 @@ def style(place: int) -> dict[str, Any]:
     return {"color": COLOURS[place % 7], "marker": MARKERS[place % 7], "linestyle": DASHES[place % 7]}
 
 
-def new_figure(panels: int) -> tuple[Figure, list[Axes]]:
-    """A figure of panels side by side."""
+def new_figure(panels: int, columns: int | None = None) -> tuple[Figure, list[Axes]]:
+    """A figure of panels side by side, in rows of so many if that is given."""
     width, height = PANEL_INCHES
-    figure = Figure(figsize=(width * panels, height), dpi=DPI, layout="constrained")
-    return figure, list(figure.subplots(1, panels, squeeze=False)[0])
+    columns = min(panels, columns or panels)
+    rows = -(-panels // columns)
+    figure = Figure(figsize=(width * columns, height * rows), dpi=DPI, layout="constrained")
+    all_axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axes in all_axes[panels:]:
+        axes.set_axis_off()
+    return figure, all_axes[:panels]
 
 
 def finish(axes: Axes, title: str, x_label: str, y_label: str) -> None:
@@ -110,6 +116,15 @@ def draw_series(axes: Axes, series: Series, place: int) -> None:
         axes.plot(*series.line, label=None if series.points is not None else series.label, zorder=2, **line)
         if series.band is not None:
             axes.fill_between(series.line[0], *series.band, color=look["color"], alpha=0.18, linewidth=0, zorder=1)
+
+
+def draw_intervals(axes: Axes, label: str, x: Sequence[float], intervals: Sequence[Interval], place: int) -> None:
+    """Values with their intervals, joined by a line."""
+    look = style(place)
+    axes.plot(x, [each.value for each in intervals], label=label, zorder=3, markersize=5, linewidth=1.5, **look)
+    for at, each in zip(x, intervals, strict=True):
+        if each.low is not None and each.high is not None:
+            axes.plot([at, at], [each.low, each.high], color=look["color"], linewidth=4, alpha=0.35, zorder=2)
 
 
 def scaling_figure(panels: Sequence[Panel]) -> Figure:

@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 from app.compare.findings import QUALITIES, Row, chosen_runs, comparison_rows
 from app.compare.findings import tables as tables_of
 from app.compare.report import legends, setting_paragraphs, setting_title
-from app.growth_study.findings import recipe_outcomes
-from app.growth_study.plan import EXACT, PUBLISHED, SCRATCH, SMALL
-from app.growth_study.report import by_corpus, headline, subject, tables
+from app.growth_study.figures import figures as growth_figures
+from app.growth_study.findings import table_rows
+from app.growth_study.report import headline, paragraphs, subject
 from app.output.figures import LearningCurve, learning_figure
 from app.output.numbers import four_digits, short
 from app.output.tables import markdown_table
@@ -28,7 +28,6 @@ from app.study.study import StudiedRun, Study
 
 METRIC = "val/bits_per_char"  # that laws are fitted to
 FITS = {"level": 0.9, "resamples": 500, "seed": 1}  # the defaults of `scaling`
-DRAWN = (SCRATCH, SMALL, EXACT, "ramped", "restarted", PUBLISHED)  # of a growth study's learning curves
 LAWS = (
     "Summary of L(N, D) = E + A N^-alpha + B D^-beta with {level:.0%} intervals. left out: the largest size, predicted "
     'by the others, beside what it was. next: twice the largest size, only predicted. A "?" is not determined by '
@@ -95,16 +94,11 @@ def figure_of(name: str, curves: Sequence[LearningCurve | None], **words: str) -
 
 
 def growth(name: str, study: Study) -> Iterator[Section]:
-    """Recipes of growth against training from scratch."""
-    outcomes, figures = recipe_outcomes(study), {}
-    for corpus in by_corpus(outcomes):
-        curves = [curve(r, study.runs(corpus=corpus, recipe=r, budget=1.0), "flops", METRIC) for r in DRAWN]
-        figures |= figure_of(
-            f"{name}-{corpus}", curves, title=f"{corpus} (dotted: growth)", x_label="training FLOPs, all stages",
-            y_label="bits a character, validation",
-        )  # fmt: skip
-    title, answer = f"Does growing {subject(study)} pay?", headline(outcomes, subject(study))
-    yield Section(title, study.command, about(study), tables(outcomes, "###"), figures, answer)
+    """What growing saves against training from scratch."""
+    rows = table_rows(study)
+    title, answer = f"Does growing {subject(study)} pay?", headline(rows, subject(study))
+    figures = growth_figures(name, study, rows)
+    yield Section(title, study.command, about(study), paragraphs(study, rows, "###"), figures, answer)
 
 
 # Comparison -----------------------------------------------------------------------------------------------------------
