@@ -41,7 +41,7 @@ def growth_study(
     share: float = 0.1,
     chain_shares: list[float] | None = None,
     shares: list[float] | None = None,
-    studied_size: float = 1.0,
+    studied_size: float | None = None,
     recipes: list[str] | None = None,
     tuned_recipes: list[str] | None = None,
     scratch_budgets: list[float] | None = None,
@@ -71,7 +71,7 @@ def growth_study(
         chain_shares: Parts spent at each smaller size of the chain that doubles up to the largest size; by default
             [0.15,0.2,0.3]. [] for no chain: the largest size is grown as the others.
         shares: Other values of --share to try at one size and depth; by default [0.03,0.05,0.1,0.2,0.4]. [] for none.
-        studied_size: One of --sizes, at which --shares and --recipes are tried.
+        studied_size: One of --sizes, at which --shares and --recipes are tried; by default the smallest.
         recipes: Some of zero_keys, ramped, published, asymmetric, dropped, cosine, exact_layers, once and one_large; by
             default all. [] for none.
         tuned_recipes: Those of --recipes that have a learning rate of their own and all seeds; by default [zero_keys].
@@ -102,15 +102,16 @@ def growth_study(
     at_least_one(workers=workers, **counts)
     if rewarm_steps < 0:
         raise ValueError(f"--rewarm_steps is {rewarm_steps}; it must be 0 (off) or more")
+    all_sizes = unique("sizes", [1.0, 2.0, 4.0, 8.0] if sizes is None else sizes)
     names = list(OTHERS) if recipes is None else any_number("recipes", recipes)
     design = Design(
         flops,
-        unique("sizes", [1.0, 2.0, 4.0, 8.0] if sizes is None else sizes),
+        all_sizes,
         any_number("depths", [2, 4] if depths is None else depths),
         share,
         [0.15, 0.2, 0.3] if chain_shares is None else list(chain_shares),
         any_number("shares", [0.03, 0.05, 0.1, 0.2, 0.4] if shares is None else shares),
-        studied_size,
+        min(all_sizes) if studied_size is None else studied_size,
         names,
         tuned(names, tuned_recipes),
         any_number("scratch_budgets", [0.5, 2.0] if scratch_budgets is None else scratch_budgets),

@@ -112,9 +112,9 @@ def shade(axes: Axes, better: int) -> None:
     """Shade the side of 0 on which growing pays, and say so."""
     low, high = axes.get_ylim()
     low, high = min(low, -0.1 * high), max(high, -0.1 * low)
-    axes.axhspan(*((0, high) if better > 0 else (low, 0)), color=GREEN, alpha=0.08, linewidth=0, zorder=0)
-    edge, aligned = (0.97, "top") if better > 0 else (0.03, "bottom")
-    axes.text(0.98, edge, "growing pays", color=GREEN, transform=axes.transAxes, ha="right", va=aligned, zorder=4)
+    axes.axhspan(
+        *((0, high) if better > 0 else (low, 0)), color=GREEN, alpha=0.1, linewidth=0, zorder=0, label="growing pays"
+    )
     axes.axhline(0, color="black", linewidth=0.8, zorder=1)
     axes.set_ylim(low, high)
 

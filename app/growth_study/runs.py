@@ -94,6 +94,9 @@ def end_of(step: int, *, schedule: str, warmup: int, decay_ratio: float) -> int:
 
 def arms_of(design: Design, setting: Setting) -> list[Arm]:
     """All arms of the study; ValueError if one cannot be trained."""
+    for size in design.scratch_sizes:
+        if min(setting.sizes(size).values()) < 1:
+            raise ValueError(f"--sizes {design.sizes}: {size.name} would have {setting.sizes(size)}; give larger sizes")
     optim = setting.optim
     schedule = {"schedule": optim["schedule"], "warmup": optim["warmup_steps"], "decay_ratio": optim["decay_ratio"]}
     arms = all_arms(design, setting.cost, partial(end_of, **schedule), partial(decay_begins, **schedule))
@@ -104,13 +107,11 @@ def arms_of(design: Design, setting: Setting) -> list[Arm]:
 
 
 def check_sizes(arm: Arm, setting: Setting) -> None:
-    """Raise ValueError unless every stage is larger than the one before, and has rows at all."""
+    """Raise ValueError unless every stage is larger than the one before."""
     stages = [setting.sizes(size) for size in arm.sizes]
     for small, large in pairwise(stages):
         if small == large or any(small[name] > large[name] for name in small):
             raise ValueError(f"--sizes: {arm.name} would grow from {small} to {large}; give larger sizes")
-    if min(stages[0].values()) < 1:
-        raise ValueError(f"--sizes: {arm.name} would begin with {stages[0]}; give larger sizes")
 
 
 def check_stages(arm: Arm, setting: Setting, flops: float) -> None:
