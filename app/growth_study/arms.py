@@ -19,7 +19,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from app.cli.checks import at_least_one, check_seed
 from app.cli.mistakes import check_known
 from app.growth_study.recipes import BRANCH, GROWN, ONCE, ONE_LARGE, OTHERS, RECIPES, SCRATCH
 
@@ -39,68 +38,51 @@ class Size(NamedTuple):
 
 
 Cost = Callable[[Size], float]  # FLOPs of an optimizer step
+TUNING_SEED = 0  # chooses learning rates, and is never reported
+FEW = 3  # of the seeds measure what is beside the main question
 
 
 @dataclass(frozen=True)
 class Design:
-    """What is asked: names and values of the verb's options; ValueError for what cannot be.
+    """What is asked: values of the verb's options; ValueError for what cannot be.
 
     Attributes:
         flops: The budget.
-        sizes: Final sizes, as multiples of the reference's parameter tokens.
-        depths: Final depths, as multiples of its layers.
-        share: Of the FLOPs, spent at half the size, or at the reference's depth.
+        sizes: Final sizes, as multiples of the reference's parameter tokens; shares and recipes are tried at the first.
+        depths: Final depths, as multiples of its layers; empty for none.
+        shares: Of the FLOPs, spent at half the size, or at the reference's depth; the first is that of all sizes.
         chain_shares: Spent at each smaller size of the chain that doubles up to the largest size; empty for no chain.
-        shares: Other shares to try at one size.
-        studied_size: Which one, also for other recipes.
         recipes: Names of other recipes.
-        tuned_recipes: Those of them that are tuned, and measured with all seeds.
-        scratch_budgets: Budgets of runs from scratch, as multiples of the budget.
-        factors: Multiples of the learning rate, of which one is chosen.
+        scratch_budgets: Budgets of further runs from scratch, as multiples of the budget.
+        learning_rates: Multiples of the learning rate, of which one is chosen.
         seeds: Those that are reported.
-        few_seeds: How many of them measure what is beside the main question.
-        tuning_seed: The seed that chooses.
     """
 
     flops: float
     sizes: list[float]
     depths: list[int]
-    share: float
-    chain_shares: list[float]
     shares: list[float]
-    studied_size: float
+    chain_shares: list[float]
     recipes: list[str]
-    tuned_recipes: list[str]
     scratch_budgets: list[float]
-    factors: list[float]
+    learning_rates: list[float]
     seeds: list[int]
-    few_seeds: int
-    tuning_seed: int
 
     def __post_init__(self) -> None:
         """Refuse what is out of its range."""
-        at_least_one(few_seeds=self.few_seeds)
-        check_seed("tuning_seed", self.tuning_seed)
-        for name in (*self.recipes, *self.tuned_recipes):
+        for name in self.recipes:
             check_known("--recipes", "recipe", name, OTHERS)
         above_zero(flops=[self.flops], sizes=self.sizes, scratch_budgets=self.scratch_budgets)
-        above_zero(learning_rates=self.factors)
-        if len(self.factors) > 1 and self.tuning_seed in self.seeds:
-            raise ValueError(
-                f"--seeds {self.seeds} has {self.tuning_seed}, the seed that chooses; leave it out, or give another "
-                "--tuning_seed"
-            )
-        for name, shares in (("share", [self.share]), ("shares", self.shares), ("chain_shares", self.chain_shares)):
+        above_zero(learning_rates=self.learning_rates)
+        if TUNING_SEED in self.seeds:
+            raise ValueError(f"--seeds {self.seeds} has {TUNING_SEED}, the seed that chooses; leave it out")
+        for name, shares in (("shares", self.shares), ("chain_shares", self.chain_shares)):
             if not all(0 < share < 1 for share in shares):
-                raise ValueError(f"--{name} {shares[0] if name == 'share' else shares}: a share is between 0 and 1")
+                raise ValueError(f"--{name} {shares}: a share is between 0 and 1")
         if sum(self.chain_shares) >= 1:
             raise ValueError(f"--chain_shares {self.chain_shares} must leave a share for the largest size")
         if any(depth < 2 for depth in self.depths):
             raise ValueError(f"--depths {self.depths} are multiples of the layers to grow to; each must be at least 2")
-        if self.studied_size not in self.sizes:
-            raise ValueError(f"--studied_size {self.studied_size:g} must be one of --sizes {self.sizes}")
-        if unknown := [name for name in self.tuned_recipes if name not in self.recipes]:
-            raise ValueError(f"--tuned_recipes {unknown[0]} is not among --recipes {self.recipes}; add it there, too")
 
     @property
     def chain(self) -> tuple[Size, ...]:
@@ -112,7 +94,7 @@ class Design:
         """Sizes of the stages by which a size is grown to, and the shares of all but the last."""
         if self.chain and size == self.chain[-1]:
             return self.chain, self.chain_shares
-        return self.once(size), [self.share]
+        return self.once(size), self.shares[:1]
 
     def once(self, size: Size) -> tuple[Size, ...]:
         """From half the parameter tokens, or from the reference's depth."""
@@ -203,7 +185,7 @@ class Maker:
         """An arm; its learning rate is its own unless another is named."""
         flops = [self.cost(size) for size in sizes]
         steps = tuple(stage_steps(flops, shares, budget * self.design.flops))
-        seeds = tuple(self.design.seeds[: self.design.few_seeds if few else None])
+        seeds = tuple(self.design.seeds[: FEW if few else None])
         return Arm(question, name, recipe, sizes, steps, budget, sum(shares), rate_of or name, seeds)
 
     def scratch(self, size: Size) -> Arm:
@@ -232,21 +214,21 @@ class Maker:
                 return []
             size, large = design.chain[-1], name == ONE_LARGE
             sizes, shares = (design.chain[0], size), [sum(design.chain_shares)]
-            sizes, shares = (sizes, shares) if large else (design.once(size), [design.share])
+            sizes, shares = (sizes, shares) if large else (design.once(size), design.shares[:1])
         elif RECIPES[name].tokens:
-            size = Size(design.studied_size)
+            size = Size(design.sizes[0])
             sizes, shares = design.path(size)
         elif design.depths:
             size = Size(1.0, max(design.depths))
             sizes, shares = design.path(size)
         else:
             return []
-        is_tuned = name in design.tuned_recipes
+        is_tuned = RECIPES[name].tuned
         rate_of = "" if is_tuned else f"{size.name}-{GROWN}"
         return [self.arm(OF_RECIPES, f"{size.name}-{name}", name, sizes, shares, rate_of=rate_of, few=not is_tuned)]
 
     def branches(self, chain: Arm, ends: Callable[[int], int], decays: Callable[[int], int]) -> list[Arm]:
-        """The smaller sizes of the chain, each trained to its end where the chain outgrows it; and from scratch.
+        """The smaller sizes of the chain, each trained to its end where the chain outgrows it; the grown from scratch, too.
 
         A branch has the chain's steps until its learning rate decays, which it does where the chain grows, unless that
         of the chain decays before: these steps are paid for once.
@@ -262,11 +244,11 @@ class Maker:
             steps = (*before, ends(growth) - sum(before))
             flops = [count * self.cost(size) for count, size in zip(steps, sizes, strict=True)]
             budget, share = sum(flops) / self.design.flops, sum(flops[:-1]) / sum(flops)
-            seeds = tuple(self.design.seeds[: self.design.few_seeds])
+            seeds = tuple(self.design.seeds[:FEW])
             name = f"{sizes[-1].name}-{BRANCH}"
             shared = min(growth, decay)
             arms.append(Arm(FAMILY, name, BRANCH, sizes, steps, budget, share, chain.name, seeds, shared))
-            arms.append(self.shorter(FAMILY, sizes[-1], budget, BRANCH))
+            arms += [self.shorter(FAMILY, sizes[-1], budget, BRANCH)] if before else []  # the first is from scratch
         return arms
 
 
@@ -285,7 +267,7 @@ def all_arms(design: Design, cost: Cost, ends: Callable[[int], int], decays: Cal
     arms += grown
     budgets = [budget for budget in design.scratch_budgets if budget != 1]
     arms += [make.shorter(BUDGETS, size, budget, f"x{budget:g}") for size in design.grown_sizes for budget in budgets]
-    studied = [Size(design.studied_size), *([Size(1.0, max(design.depths))] if design.depths else [])]
+    studied = [Size(design.sizes[0]), *([Size(1.0, max(design.depths))] if design.depths else [])]
     paths = {arm.sizes[-1]: arm for arm in grown}
     for size, share in itertools.product(studied, design.shares):
         if (share, len(paths[size].sizes)) != (paths[size].share, 2):  # that is how it is grown already
@@ -299,7 +281,8 @@ def all_arms(design: Design, cost: Cost, ends: Callable[[int], int], decays: Cal
 def num_runs(design: Design) -> int:
     """Runs of the whole study, which do not depend on what a step costs."""
     arms = all_arms(design, lambda size: 1.0, lambda step: 2 * step, lambda steps: steps)
-    tried = len(design.factors) if len(design.factors) > 1 else 0
+    rates = len(design.learning_rates)
+    tried = rates if rates > 1 else 0
     return sum(len(arm.seeds) + tried * arm.tunes for arm in arms)
 
 

@@ -14,12 +14,19 @@ from typing import Any
 from app.cli.checks import at_least_one, unique, unique_seeds
 from app.cli.groups import OptionGroup
 from app.cli.invocation import command_line
+from app.cli.mistakes import check_known
 from app.growth_study.arms import Design, num_runs
 from app.growth_study.recipes import OTHERS
 from app.output.progress import announce
 from app.study.conduct import OURS, check_place_and_trainer, conduct, parsed
 from app.study.study import Study
 
+DEFAULTS: Mapping[str, list[Any]] = {
+    "sizes": [1.0, 2.0, 4.0, 8.0], "depths": [2, 4], "shares": [0.1, 0.03, 0.05, 0.2, 0.4],
+    "chain_shares": [0.15, 0.2, 0.3], "recipes": list(OTHERS), "scratch_budgets": [0.5, 2.0],
+    "learning_rates": [0.25, 0.5, 1.0, 2.0, 4.0], "seeds": [1, 2, 3, 4, 5],
+}  # fmt: skip
+QUESTIONS = {"depths": "layers", "chain_shares": "chain", "recipes": "recipes"}  # by the option that has their values
 HELP = "python -m app growth-study --help"
 MODEL = {
     "d_model": 64, "num_layers": 1, "num_heads": 4, "rope_base": 100.0, "num_param_tokens": 64,
@@ -36,21 +43,15 @@ TRAINER_OPTIONS = OptionGroup(ours=OURS | {"limit_val_batches", "limit_test_batc
 def growth_study(
     *,
     flops: float = 1.5e12,
+    questions: list[str] | None = None,
     sizes: list[float] | None = None,
     depths: list[int] | None = None,
-    share: float = 0.1,
-    chain_shares: list[float] | None = None,
     shares: list[float] | None = None,
-    studied_size: float | None = None,
+    chain_shares: list[float] | None = None,
     recipes: list[str] | None = None,
-    tuned_recipes: list[str] | None = None,
     scratch_budgets: list[float] | None = None,
     learning_rates: list[float] | None = None,
     seeds: list[int] | None = None,
-    few_seeds: int = 3,
-    tuning_seed: int = 0,
-    rewarm_steps: int = 50,
-    validations: int = 20,
     val_batches: int = 16,
     test_batches: int = 128,
     model: OptionGroup = MODEL_OPTIONS,
@@ -65,95 +66,74 @@ def growth_study(
 
     Args:
         flops: Budget of training FLOPs of each run, all stages counted.
-        sizes: Final sizes, as multiples of the parameter tokens of --model; by default [1,2,4,8].
-        depths: Final depths, as multiples of --model.num_layers; by default [2,4]. [] for none.
-        share: Part of the FLOPs that is spent at half the size, or at the depth of --model, before the growth.
-        chain_shares: Parts spent at each smaller size of the chain that doubles up to the largest size; by default
-            [0.15,0.2,0.3]. [] for no chain: the largest size is grown as the others.
-        shares: Other values of --share to try at one size and depth; by default [0.03,0.05,0.1,0.2,0.4]. [] for none.
-        studied_size: One of --sizes, at which --shares and --recipes are tried; by default the smallest.
-        recipes: Some of zero_keys, ramped, published, asymmetric, dropped, cosine, exact_layers, once and one_large; by
-            default all. [] for none.
-        tuned_recipes: Those of --recipes that have a learning rate of their own and all seeds; by default [zero_keys].
-        scratch_budgets: Budgets of further runs from scratch, as multiples of --flops, so that a loss is worth FLOPs;
-            by default [0.5,2]. [] for none.
-        learning_rates: Multiples of the learning rate of --optim, of which validation chooses one for each size, from
-            scratch and grown alike; by default [0.25,0.5,1,2,4].
-        seeds: Seeds of data and models, none of which chooses anything; by default [1,2,3,4,5].
-        few_seeds: How many of them measure budgets, shares, recipes that are not tuned, and the family.
-        tuning_seed: Seed of data and models that chooses learning rates, none of --seeds.
-        rewarm_steps: Steps in which new rows are warmed up, by the recipes that do so.
-        validations: Validations in each run that counts.
+        questions: Some of layers, chain and recipes, which are asked beside the final sizes; by default all.
+        sizes: Final sizes, as multiples of the parameter tokens of --model; by default [1,2,4,8]. Other shares and
+            recipes are tried at the first.
+        depths: Final depths, as multiples of --model.num_layers; by default [2,4].
+        shares: Parts of the FLOPs spent at half the size, or at the depth of --model, before the growth; the first is
+            that of all sizes, the others of one. By default [0.1,0.03,0.05,0.2,0.4].
+        chain_shares: Parts spent at each size of a chain that doubles up to the largest; by default [0.15,0.2,0.3].
+        recipes: Some of zero_keys, ramped, published, asymmetric, dropped, cosine, exact_layers, once and one_large.
+        scratch_budgets: Budgets of further runs from scratch, multiples of --flops; by default [0.5,2]; [1] for none.
+        learning_rates: Multiples of --optim.learning_rate, of which validation chooses one for each size, from scratch
+            and grown alike; by default [0.25,0.5,1,2,4].
+        seeds: Seeds of data and models but for 0, which chooses; by default [1,2,3,4,5].
         val_batches: Batches of each validation, and of the measurements just before and after each growth.
         test_batches: Batches of the test split on which the end of each run is measured.
         model: Options of TokenFormer; its parameter tokens and layers are the reference that sizes are multiples of.
         data: Options of CharText.
-        optim: Options of the recipe of training, the same in all runs.
+        optim: Options of the recipe of training, the same in all runs; a re-warm is as long as the warm-up.
         trainer: Options of Lightning's Trainer, such as --trainer.accelerator, --trainer.devices, --trainer.precision.
         out: Folder of the runs and of study.json, growth_study.md with its figures, and growth_study.csv.
         workers: Runs side by side; by default one a GPU, else one a core.
-        print_commands: Print the commands of the runs that can be started, and start none. What the learning rates
-            decide comes when their runs are done: print again.
+        print_commands: Print the commands of the runs that can be started, and start none; print again when they ended.
 
     Returns:
         0, or 1 if a run failed.
     """
-    counts = {"validations": validations, "val_batches": val_batches, "test_batches": test_batches}
-    at_least_one(workers=workers, **counts)
-    if rewarm_steps < 0:
-        raise ValueError(f"--rewarm_steps is {rewarm_steps}; it must be 0 (off) or more")
-    all_sizes = unique("sizes", [1.0, 2.0, 4.0, 8.0] if sizes is None else sizes)
-    names = list(OTHERS) if recipes is None else any_number("recipes", recipes)
-    design = Design(
-        flops,
-        all_sizes,
-        any_number("depths", [2, 4] if depths is None else depths),
-        share,
-        [0.15, 0.2, 0.3] if chain_shares is None else list(chain_shares),
-        any_number("shares", [0.03, 0.05, 0.1, 0.2, 0.4] if shares is None else shares),
-        min(all_sizes) if studied_size is None else studied_size,
-        names,
-        tuned(names, tuned_recipes),
-        any_number("scratch_budgets", [0.5, 2.0] if scratch_budgets is None else scratch_budgets),
-        unique("learning_rates", [0.25, 0.5, 1.0, 2.0, 4.0] if learning_rates is None else learning_rates),
-        unique_seeds([1, 2, 3, 4, 5] if seeds is None else seeds),
-        few_seeds,
-        tuning_seed,
-    )
-    if not print_commands:
-        announce(f"growth-study: {num_runs(design)} runs in {out}")
-    check_place_and_trainer(out, trainer, print_commands, HELP)
+    at_least_one(workers=workers, val_batches=val_batches, test_batches=test_batches)
+    asked = {"sizes": sizes, "depths": depths, "shares": shares, "chain_shares": chain_shares, "recipes": recipes}
+    asked |= {"scratch_budgets": scratch_budgets, "learning_rates": learning_rates, "seeds": seeds}
     groups = {"model": model, "data": data, "optim": optim, "trainer": trainer}
-    return carry_out(design, groups, counts | {"rewarm_steps": rewarm_steps}, out, workers, print_commands)
+    design = design_of(flops, questions, asked)
+    return carry_out(design, groups, (val_batches, test_batches), out, workers, print_commands)
 
 
-def any_number(option: str, values: list[Any]) -> list[Any]:
-    """The values, none of them twice; there may be none."""
-    return unique(option, values) if values else []
-
-
-def tuned(recipes: list[str], given: list[str] | None) -> list[str]:
-    """The recipes with learning rates of their own: those given, or zero keys, if it is there."""
-    if given is None:
-        return [name for name in recipes if name == "zero_keys"]
-    return any_number("tuned_recipes", given)
+def design_of(flops: float, questions: list[str] | None, asked: Mapping[str, list[Any] | None]) -> Design:
+    """What is asked, in numbers; ValueError, naming the option, for what cannot be."""
+    named = unique("questions", list(QUESTIONS.values()) if questions is None else questions)
+    for name in named:
+        check_known("--questions", "question", name, QUESTIONS.values())
+    values: dict[str, list[Any]] = {}
+    for option, given in asked.items():
+        chosen = DEFAULTS[option] if given is None else given
+        values[option] = list(chosen) if option == "chain_shares" else unique(option, chosen)
+        if option in QUESTIONS and QUESTIONS[option] not in named:
+            if given is not None:
+                raise ValueError(f"--{option} {given} is of no use without {QUESTIONS[option]} in --questions {named}")
+            values[option] = []
+    unique_seeds(values["seeds"])
+    return Design(flops, **values)
 
 
 def carry_out(
-    design: Design, groups: Mapping[str, OptionGroup], counts: Mapping[str, int], out: Path, workers: int | None,
+    design: Design, groups: Mapping[str, OptionGroup], batches: tuple[int, int], out: Path, workers: int | None,
     print_commands: bool,
 ) -> int:  # fmt: skip
     """Train all that the design asks for; returns the exit code."""
+    if not print_commands:
+        announce(f"growth-study: {num_runs(design)} runs in {out}")
     from app.growth_study.runs import arms_of, extend
 
-    setting = setting_of(groups, counts)
+    check_place_and_trainer(out, groups["trainer"], print_commands, HELP)
+    setting = setting_of(groups, *batches)
     arms = arms_of(design, setting)
     options = {"design": asdict(design), "setting": setting.plain()}
     study = Study("growth-study", command_line(), options, plan=[])
     return conduct(study, out, workers, print_commands, conclude, lambda study: extend(study, design, setting, arms))
 
 
-def setting_of(groups: Mapping[str, OptionGroup], counts: Mapping[str, int]) -> Any:
+def setting_of(groups: Mapping[str, OptionGroup], val_batches: int, test_batches: int) -> Any:
     """What all runs have in common; ValueError, naming the option, where something will not do."""
     from app.growth_study.runs import Setting
     from datamodules import CharText
@@ -168,8 +148,8 @@ def setting_of(groups: Mapping[str, OptionGroup], counts: Mapping[str, int]) -> 
     text = CharText(**data)
     text.corpus = load_corpus(text.corpus_name, text.data_dir, "--data.corpus")
     text.check()
-    length = len(text.parts["train"])
-    return Setting(model, data, optim, groups["trainer"].options, text.vocab_size, length, **counts)
+    length, typed = len(text.parts["train"]), groups["trainer"].options
+    return Setting(model, data, optim, typed, text.vocab_size, length, val_batches, test_batches)
 
 
 def conclude(study: Study, out: Path, console: Any) -> None:

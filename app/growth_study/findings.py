@@ -88,6 +88,11 @@ class Row:
         return self.tokens if self.depth == 1 else self.depth
 
     @property
+    def grows(self) -> bool:
+        """Whether it has more than one size."""
+        return len(self.stages) > 1
+
+    @property
     def is_scratch(self) -> bool:
         """Whether it is trained from scratch."""
         return self.recipe == SCRATCH
@@ -184,8 +189,8 @@ def table_rows(study: Study) -> list[Row]:
 
 
 def compared(row: Row, rows: Sequence[Row]) -> Row:
-    """A row with its differences, and what they save; from scratch there is nothing to compare."""
-    if row.is_scratch or not row.losses:
+    """A row with its differences, and what they save; what does not grow has nothing to be compared with."""
+    if not row.grows or not row.losses:
         return row
     if partner := partner_of(row, rows):
         difference = welch_difference(row.losses, partner.losses)
@@ -263,7 +268,7 @@ class Family:
 
     Attributes:
         members: By size the chain's branches, and the chain itself.
-        partners: From scratch, to the same size at the same FLOPs.
+        partners: From scratch, to the same size at the same FLOPs; the first member is that itself.
         chain: FLOPs of the chain and of what its branches have beyond it.
         scratch: FLOPs from scratch, each size with those of its member.
         at_loss: FLOPs from scratch for the losses of the members, least and greatest by the ends of their intervals.
@@ -283,7 +288,7 @@ def family_of(rows: Sequence[Row]) -> Family | None:
         return None
     name = branches[0].search["of"]
     members = [*branches, *(row for row in rows if row.arm == name)]
-    partners = [partner for row in members if (partner := partner_of(row, rows))]
+    partners = [partner for row in members if (partner := partner_of(row, rows) if row.grows else row)]
     if len(partners) < len(members) or len(members) == len(branches) or not all(row.losses for row in members):
         return None
     chain = members[-1].flops + sum(row.flops - row.shared for row in branches)
@@ -292,7 +297,9 @@ def family_of(rows: Sequence[Row]) -> Family | None:
 
 def flops_at_loss(members: Sequence[Row]) -> Interval | None:
     """What the losses of the members cost from scratch, with the sums of the ends; None where that is not known."""
-    intervals = [(row.flops, row.saved.interval) for row in members if row.saved]
+    itself = Interval(0.0, 0.0, 0.0)  # is what a member saves that does not grow
+    saved = [itself if not row.grows else row.saved.interval if row.saved else None for row in members]
+    intervals = [(row.flops, each) for row, each in zip(members, saved, strict=True) if each]
     if len(intervals) < len(members):
         return None
     value = sum(flops / (1 - each.value) for flops, each in intervals)

@@ -20,6 +20,7 @@ class Recipe:
         tokens: Options of `--growth.*` where parameter tokens are added; empty where it is of layers only.
         layers: The same where layers are added; empty where it is of parameter tokens only.
         rewarm: Whether what is new is warmed up.
+        tuned: Whether it has a learning rate of its own and all seeds, not the main recipe's rate and a few.
         restart: Whether warm-up and schedule of the learning rate begin anew at each growth.
         optim: Options of the recipe of training that it changes.
     """
@@ -29,6 +30,7 @@ class Recipe:
     layers: Mapping[str, str] = field(default_factory=dict)
     rewarm: bool = False
     restart: bool = False
+    tuned: bool = False
     optim: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -41,11 +43,11 @@ MAIN = Recipe(
 )
 OTHERS = {
     "zero_keys": Recipe(
-        "new parameter tokens have zero keys, tau stays frozen, new rows are warmed up",
-        tokens={"init": "zero_keys", "tau": "frozen", "carry": "per_row"}, rewarm=True,
+        "new parameter tokens have zero keys, tau stays frozen, new rows are warmed up; tuned",
+        tokens={"init": "zero_keys", "tau": "frozen", "carry": "per_row"}, rewarm=True, tuned=True,
     ),
     "ramped": Recipe(
-        "as zero_keys, and tau then rises to sqrt n within the re-warm",
+        "as zero_keys, untuned, and tau then rises to sqrt n within the re-warm",
         tokens={"init": "zero_keys", "tau": "ramped", "carry": "per_row"}, rewarm=True,
     ),
     "published": Recipe(

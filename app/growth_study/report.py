@@ -12,7 +12,7 @@ from app.growth_study.arms import FAMILY, OF_RECIPES, SHARES, SIZES
 from app.growth_study.curves import Saved
 from app.growth_study.figures import KINDS, figures, least_by, size_words
 from app.growth_study.findings import LOSS, Family, Row, best_size, family_of, jumps, ladder, loss_of, mean_loss
-from app.growth_study.recipes import BRANCH, GROWN, OTHERS, RECIPES, SCRATCH
+from app.growth_study.recipes import BRANCH, GROWN, RECIPES, SCRATCH
 from app.output.figures import save
 from app.output.intervals import UNKNOWN, signed, spread
 from app.output.numbers import thousands
@@ -27,9 +27,10 @@ COLUMNS = (
 )  # fmt: skip
 RIVAL = (f"- {GROWN}", f"p of - {GROWN}")
 FAMILY_COLUMNS = (
-    "size", "FLOPs up to it", "of these beyond the chain", "bits/char, chain", "bits/char, scratch", "- scratch", "p",
-    "verdict", "FLOPs from scratch for equal loss",
+    "size", "FLOPs up to it", "beyond the chain", "bits/char, chain", "bits/char, scratch", "- scratch", "p", "verdict",
+    "FLOPs at equal loss",
 )  # fmt: skip
+HIDDEN = ("steps", "parameters", "FLOPs", "p", "saved, base sunk, %", "jump", RIVAL[1])  # where there is little room
 LABELS = ("arm", "question", "recipe", "tokens", "depth", "budget", "share", "factor", "seed")
 CSV_COLUMNS = (
     "run", *LABELS, "tries", "status", "steps", "stages", "parameters", "training_tokens", "flops", "seconds",
@@ -138,7 +139,7 @@ def family_table(family: Family) -> list[list[str]]:
     for row, partner in zip(family.members, family.partners, strict=True):
         beyond = f"{row.flops - row.shared:.3g}" if row.recipe == BRANCH else "the chain"
         lines.append([
-            size_words(row), f"{row.flops:.3g}", beyond, spread(row.losses), spread(partner.losses),
+            size_words(row), f"{row.flops:.3g}", beyond, spread(row.losses), "" if partner is row else spread(partner.losses),
             signed(row.difference) if row.difference else "", p_value(row.p), row.verdict,
             at_loss(row.flops, row.saved),
         ])  # fmt: skip
@@ -252,18 +253,17 @@ LEGEND = (
     "behind the first growth count. jump: the change of bits/char by growth itself, on the same batches of the "
     "validation split, the largest over growths and seeds. seconds: of training, without validation, with as many runs "
     "side by side as there were workers. Shorter and longer runs from scratch have the learning rate that is best at "
-    "the budget of all, other shares and recipes that of the main one unless they were tuned."
+    "the budget of all, other shares and recipes that of the main one, but for recipes that are "
+    "tuned themselves. FLOPs at equal loss: of training from scratch; beyond the chain: not shared with the chain."
 )
 
 
 def legend(study: Study) -> list[str]:
     """What the ways of training are."""
     names = [GROWN, *study.options["design"]["recipes"]]
-    texts = {GROWN: RECIPES[GROWN].text} | {name: recipe.text for name, recipe in OTHERS.items()}
-    tuned = study.options["design"]["tuned_recipes"]
     return [
         f"{SCRATCH}: the final size from the start",
-        *(f"{name}: {texts[name]}{' (tuned)' if name in tuned else ''}" for name in names),
+        *(f"{name}: {RECIPES[name].text}" for name in names),
         f"{BRANCH}: the chain, trained to its end at a size where it would grow on",
     ]
 
@@ -303,11 +303,12 @@ def growth_markdown(study: Study, rows: Sequence[Row], images: Sequence[str]) ->
 
 
 def show(study: Study, rows: Sequence[Row], console: Console) -> None:
-    """Print tables and the answer."""
+    """Print the tables, of which the files have more columns, and the answer."""
     for title, columns, lines, below in all_tables(study, rows):
-        table = new_table(columns, title)
+        shown = [place for place, name in enumerate(columns) if name not in HIDDEN]
+        table = new_table([columns[place] for place in shown], title)
         for line in lines:
-            table.add_row(*line)
+            table.add_row(*(line[place] for place in shown))
         console.print(table, highlight=False)
         say(console, below)
     say(console, headline(rows, subject(study)).replace("**", ""))

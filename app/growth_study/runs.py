@@ -8,13 +8,14 @@ from functools import partial
 from itertools import pairwise
 from typing import Any
 
-from app.growth_study.arms import Arm, Design, Size, all_arms, labels_of
+from app.growth_study.arms import TUNING_SEED, Arm, Design, Size, all_arms, labels_of
 from app.growth_study.recipes import JUMP, RECIPES
 from app.study.rates import RUNG, SEARCH, Rates, rates_of
 from app.study.study import Planned, Study, as_options
 
 GROUPS = ("num_param_tokens", "num_ffn_param_tokens")
 LAYERS = "num_layers"
+VALIDATIONS = 20  # of a run that counts
 
 
 @dataclass(frozen=True)
@@ -24,12 +25,10 @@ class Setting:
     Attributes:
         model: Options of TokenFormer, with the sizes of the reference.
         data: Options of CharText.
-        optim: Options of the recipe of training, at the learning rate that factors multiply.
+        optim: Options of the recipe of training, at the learning rates that factors multiply.
         trainer: What is passed on to every fit, as typed.
         vocab_size: Number of characters.
         train_characters: Length of the training text.
-        rewarm_steps: Steps in which recipes that do so warm up what is new.
-        validations: Validations in each run that counts.
         val_batches: Batches of each validation, and of the measurement before and after growth.
         test_batches: Batches of the test split that the end of a run is measured on.
     """
@@ -40,8 +39,6 @@ class Setting:
     trainer: tuple[str, ...]
     vocab_size: int
     train_characters: int
-    rewarm_steps: int
-    validations: int
     val_batches: int
     test_batches: int
     known: dict[Size, tuple[float, int]] = field(default_factory=dict, compare=False, repr=False)
@@ -119,13 +116,13 @@ def check_stages(arm: Arm, setting: Setting, flops: float) -> None:
     recipe, warmup = RECIPES.get(arm.recipe), setting.optim["warmup_steps"]
     least = [0] * len(arm.steps)
     if recipe:
-        later = max(setting.rewarm_steps * recipe.rewarm, warmup * recipe.restart)
+        later = warmup * (recipe.rewarm or recipe.restart)
         least = [warmup * recipe.restart, *[later] * (len(arm.steps) - 1)]
     for number, (length, needed) in enumerate(zip(arm.steps, least, strict=True), start=1):
         if length <= needed:
             raise ValueError(
                 f"--flops {flops:g}: stage {number} of {arm.name} would have {length} steps, not more than the "
-                f"{needed} in which it warms up (--optim.warmup_steps, --rewarm_steps); give more"
+                f"{needed} in which it warms up (--optim.warmup_steps); give more"
             )
     if sum(arm.steps) <= warmup:
         raise ValueError(
@@ -141,10 +138,11 @@ def fit_options(arm: Arm, setting: Setting, factor: float, seed: int, tries: boo
     """Options of one fit; one that only tries a learning rate is validated at its end alone."""
     steps, recipe = sum(arm.steps), RECIPES.get(arm.recipe)
     optim = setting.optim | (dict(recipe.optim) if recipe else {})
-    optim["learning_rate"] = float(f"{factor * setting.optim['learning_rate']:.6g}")
+    rates = {name: rate for name, rate in setting.optim.items() if name.endswith("learning_rate") and rate is not None}
+    optim |= {name: float(f"{factor * rate:.6g}") for name, rate in rates.items()}
     trainer = {
         "max_steps": steps,
-        "val_check_interval": steps if tries else max(1, steps // setting.validations),
+        "val_check_interval": steps if tries else max(1, steps // VALIDATIONS),
         "limit_val_batches": setting.val_batches,
         "limit_test_batches": setting.test_batches,
     }
@@ -164,7 +162,7 @@ def growth_options(arm: Arm, setting: Setting) -> list[str]:
     deepens = arm.sizes[-1].depth > arm.sizes[0].depth
     names, how = ((LAYERS,), recipe.layers) if deepens else (GROUPS, recipe.tokens)
     growth: dict[str, Any] = {"steps": arm.growths} | {name: [sizes[name] for sizes in stages[1:]] for name in names}
-    growth |= {**how, "rewarm_steps": setting.rewarm_steps if recipe.rewarm else 0}
+    growth |= {**how, "rewarm_steps": setting.optim["warmup_steps"] if recipe.rewarm else 0}
     restart = as_options("optim", {"restart_steps": arm.growths}) if recipe.restart else []
     jump = [f"--trainer.callbacks+={JUMP}", f"--trainer.callbacks.num_batches={setting.val_batches}"]
     return [*as_options("growth", growth), *restart, *jump]
@@ -193,8 +191,8 @@ def shared_flops(arm: Arm, cost: Callable[[Size], float]) -> float:
 
 def tried(arm: Arm, design: Design, setting: Setting) -> list[Planned]:
     """Runs that choose an arm's learning rate; none where there is but one."""
-    factors = design.factors if arm.tunes and len(design.factors) > 1 else []
-    return [planned(arm, setting, factor, design.tuning_seed, {RUNG: 1}) for factor in sorted(factors)]
+    factors = design.learning_rates if arm.tunes and len(design.learning_rates) > 1 else []
+    return [planned(arm, setting, factor, TUNING_SEED, {RUNG: 1}) for factor in sorted(factors)]
 
 
 def chosen_rates(study: Study, tries: Sequence[Planned], factors: Sequence[float]) -> Rates | None:
@@ -209,7 +207,7 @@ def extend(study: Study, design: Design, setting: Setting, arms: Sequence[Arm]) 
     """Plan all runs that the study's records decide: first those that choose, then by arms those that count."""
     tries = {arm.name: tried(arm, design, setting) for arm in arms if arm.tunes}
     study.plan = [run for runs in tries.values() for run in runs]
-    rates = {name: chosen_rates(study, runs, design.factors) for name, runs in tries.items()}
+    rates = {name: chosen_rates(study, runs, design.learning_rates) for name, runs in tries.items()}
     for arm in arms:
         if (found := rates[arm.rate_of]) is None:
             continue

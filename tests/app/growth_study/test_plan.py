@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.growth_study.arms import Size, num_runs, stage_steps
+from app.growth_study.arms import TUNING_SEED, Size, num_runs, stage_steps
 from app.growth_study.runs import arms_of, decay_begins, end_of, extend, fit_options
 from app.study.study import Study
 from models.optim import Optim, lr_scale
@@ -39,7 +39,7 @@ def test_the_arms_are_what_was_asked_for():
     assert {arm.rate_of for arm in arms.values() if arm.name.startswith("tokens2-scratch")} == {"tokens2-scratch"}
     names = ("tokens1-grown", "tokens1-grown-at0.05", "tokens1-zero_keys")
     assert [len(arms[name].seeds) for name in names] == [4, 3, 4]
-    apart = design(sizes=[4.0], studied_size=4.0).scratch_sizes
+    apart = design(sizes=[4.0]).scratch_sizes
     assert [size.tokens for size in apart if size.depth == 1] == [0.5, 1, 2, 4]
 
 
@@ -93,11 +93,11 @@ def test_the_plan_is_what_the_records_decide():
     whole = study()
     assert len(whole.plan) == len(whole.records) == num_runs(asked)
     assert len({run.name for run in whole.plan}) == len(whole.plan)
-    assert not {run.labels["seed"] for run in whole.plan if "rung" not in run.labels} & {asked.tuning_seed}
+    assert not {run.labels["seed"] for run in whole.plan if "rung" not in run.labels} & {TUNING_SEED}
 
 
 def test_one_rate_is_not_tuned():
-    asked, common = design(factors=[1.0]), setting()
+    asked, common = design(learning_rates=[1.0]), setting()
     one = Study("growth-study", "", {}, [])
     extend(one, asked, common, arms_of(asked, common))
     assert not any("rung" in run.labels for run in one.plan)
@@ -105,11 +105,9 @@ def test_one_rate_is_not_tuned():
 
 
 @pytest.mark.parametrize(("changes", "message"), [
-    ({"share": 1.5}, "--share 1.5: a share is between 0 and 1"),
+    ({"shares": [1.5]}, "--shares [1.5]: a share is between 0 and 1"),
     ({"chain_shares": [0.5, 0.6]}, "must leave a share for the largest size"),
-    ({"studied_size": 3.0}, "--studied_size 3 must be one of --sizes"),
     ({"depths": [1]}, "each must be at least 2"),
-    ({"tuned_recipes": ["cosine"]}, "--tuned_recipes cosine is not among --recipes"),
     ({"recipes": ["publishd"]}, "did you mean 'published'?"),
     ({"seeds": [0, 1]}, "has 0, the seed that chooses"),
     ({"flops": 0.0}, "--flops [0.0] must be above 0"),
@@ -121,9 +119,9 @@ def test_what_cannot_be_asked_is_refused(changes, message):
 
 @pytest.mark.parametrize(("changes", "message"), [
     ({"flops": 1e11}, "tokens8-scratch would have 17 steps, not more than the 20 of --optim.warmup_steps"),
-    ({"share": 0.01}, "stage 1 of tokens1-published would have 15 steps, not more than the 20 in which it warms up"),
-    ({"shares": [0.0001]}, "stage 1 of tokens1-grown-at0.0001 would have 0 steps"),
-    ({"sizes": [0.001], "studied_size": 0.001}, "tokens0.000125 would have"),
+    ({"shares": [0.01]}, "stage 1 of tokens1-published would have 15 steps, not more than the 20 in which it warms up"),
+    ({"shares": [0.1, 0.0001]}, "stage 1 of tokens1-grown-at0.0001 would have 0 steps"),
+    ({"sizes": [0.001]}, "tokens0.000125 would have"),
 ])  # fmt: skip
 def test_a_run_that_cannot_be_trained_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):

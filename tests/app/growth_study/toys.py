@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import asdict
 
 from app.growth_study.arms import Design, Size
 from app.growth_study.recipes import GROWN, SCRATCH
@@ -17,12 +18,11 @@ OF_A_STEP = 2048  # tokens
 
 
 def design(**changes):
-    """A whole study of three seeds."""
+    """A whole study of four seeds."""
     plain = {
-        "flops": 1e12, "sizes": [1.0, 2.0, 4.0, 8.0], "depths": [2], "share": 0.1, "chain_shares": [0.15, 0.2, 0.3],
-        "shares": [0.05, 0.1, 0.4], "studied_size": 1.0, "recipes": ["zero_keys", "published", "exact_layers", "once"],
-        "tuned_recipes": ["zero_keys"], "scratch_budgets": [0.5, 2.0], "factors": [0.5, 1.0, 2.0, 4.0, 8.0],
-        "seeds": [1, 2, 3, 4], "few_seeds": 3, "tuning_seed": 0,
+        "flops": 1e12, "sizes": [1.0, 2.0, 4.0, 8.0], "depths": [2], "shares": [0.1, 0.05, 0.4],
+        "chain_shares": [0.15, 0.2, 0.3], "recipes": ["zero_keys", "published", "exact_layers", "once"],
+        "scratch_budgets": [0.5, 2.0], "learning_rates": [0.5, 1.0, 2.0, 4.0, 8.0], "seeds": [1, 2, 3, 4],
     }  # fmt: skip
     return Design(**plain | changes)
 
@@ -33,7 +33,7 @@ def setting(**changes):
     known = {size: (1e9 * (0.3 + 0.7 * size.tokens * size.depth), round(40_000 * sum(size))) for size in sizes}
     plain = {
         "model": MODEL, "data": {"corpus": "words", "seq_len": 128, "batch_size": 16}, "optim": OPTIM, "trainer": (),
-        "vocab_size": 50, "train_characters": 5_000_000, "rewarm_steps": 10, "validations": 20, "val_batches": 2,
+        "vocab_size": 50, "train_characters": 5_000_000, "val_batches": 2,
         "test_batches": 4, "known": known,
     }  # fmt: skip
     return Setting(**plain | changes)
@@ -84,7 +84,7 @@ def study(gained=gain, **changes):
     asked, common = design(**changes), setting()
     arms = arms_of(asked, common)
     by_name = {arm.name: arm for arm in arms}
-    options = {"setting": common.plain(), "design": {"recipes": asked.recipes, "tuned_recipes": asked.tuned_recipes}}
+    options = {"setting": common.plain(), "design": asdict(asked)}
     found = Study("growth-study", "python -m app growth-study", options, [])
     known = -1
     while known < len(found.records):
