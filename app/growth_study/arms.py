@@ -228,7 +228,7 @@ class Maker:
         return [self.arm(OF_RECIPES, f"{size.name}-{name}", name, sizes, shares, rate_of=rate_of, few=not is_tuned)]
 
     def branches(self, chain: Arm, ends: Callable[[int], int], decays: Callable[[int], int]) -> list[Arm]:
-        """The smaller sizes of the chain, each trained to its end where the chain outgrows it; the grown from scratch, too.
+        """The smaller sizes of the chain, each trained to its end where the chain outgrows it, and also from scratch.
 
         A branch has the chain's steps until its learning rate decays, which it does where the chain grows, unless that
         of the chain decays before: these steps are paid for once.
@@ -243,7 +243,7 @@ class Maker:
             sizes, before = chain.sizes[:number], chain.steps[: number - 1]
             steps = (*before, ends(growth) - sum(before))
             flops = [count * self.cost(size) for count, size in zip(steps, sizes, strict=True)]
-            budget, share = sum(flops) / self.design.flops, sum(flops[:-1]) / sum(flops)
+            budget, share = sum(flops) / self.design.flops, sum(flops[:-1]) / (sum(flops) or 1.0)
             seeds = tuple(self.design.seeds[:FEW])
             name = f"{sizes[-1].name}-{BRANCH}"
             shared = min(growth, decay)

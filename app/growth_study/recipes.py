@@ -19,7 +19,7 @@ class Recipe:
         text: What it is, for the legend.
         tokens: Options of `--growth.*` where parameter tokens are added; empty where it is of layers only.
         layers: The same where layers are added; empty where it is of parameter tokens only.
-        rewarm: Whether what is new is warmed up.
+        rewarm: Whether rows without moments are warmed up.
         tuned: Whether it has a learning rate of its own and all seeds, not the main recipe's rate and a few.
         restart: Whether warm-up and schedule of the learning rate begin anew at each growth.
         optim: Options of the recipe of training that it changes.
@@ -28,7 +28,7 @@ class Recipe:
     text: str
     tokens: Mapping[str, str] = field(default_factory=dict)
     layers: Mapping[str, str] = field(default_factory=dict)
-    rewarm: bool = False
+    rewarm: bool = True
     restart: bool = False
     tuned: bool = False
     optim: Mapping[str, Any] = field(default_factory=dict)
@@ -44,21 +44,21 @@ MAIN = Recipe(
 OTHERS = {
     "zero_keys": Recipe(
         "new parameter tokens have zero keys, tau stays frozen, new rows are warmed up; tuned",
-        tokens={"init": "zero_keys", "tau": "frozen", "carry": "per_row"}, rewarm=True, tuned=True,
+        tokens={"init": "zero_keys", "tau": "frozen", "carry": "per_row"}, tuned=True,
     ),
     "ramped": Recipe(
         "as zero_keys, untuned, and tau then rises to sqrt n within the re-warm",
-        tokens={"init": "zero_keys", "tau": "ramped", "carry": "per_row"}, rewarm=True,
+        tokens={"init": "zero_keys", "tau": "ramped", "carry": "per_row"},
     ),
     "published": Recipe(
         "as the published code: fresh rows, tau = sqrt n, optimizer and schedule begin anew at each growth, no re-warm",
-        tokens={"init": "fresh", "tau": "sqrt_n", "carry": "reset"}, restart=True,
+        tokens={"init": "fresh", "tau": "sqrt_n", "carry": "reset"}, rewarm=False, restart=True,
     ),
     "asymmetric": Recipe(
-        "as grown, but the moments of the copies begin anew, and these are warmed up",
-        tokens=SPLIT | {"carry": "asymmetric"}, rewarm=True,
+        "as grown, but all copies but the first begin without moments, and are warmed up",
+        tokens=SPLIT | {"carry": "asymmetric"},
     ),
-    "dropped": Recipe("as grown, but all optimizer state is dropped", tokens=SPLIT | {"carry": "reset"}),
+    "dropped": Recipe("as grown, but all optimizer state is dropped", tokens=SPLIT | {"carry": "reset"}, rewarm=False),
     "cosine": Recipe("as grown, but on a cosine schedule", tokens=SPLIT, optim={"schedule": "cosine"}),
     "exact_layers": Recipe("new layers are copies whose outputs start at zero", layers=STACK | {"layer_init": "exact"}),
     ONCE: Recipe("the largest size as the others: grown once, from half of it", tokens=SPLIT),

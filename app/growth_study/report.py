@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 
 from app.growth_study.arms import FAMILY, OF_RECIPES, SHARES, SIZES
 from app.growth_study.curves import Saved
@@ -138,8 +139,9 @@ def family_table(family: Family) -> list[list[str]]:
     lines = []
     for row, partner in zip(family.members, family.partners, strict=True):
         beyond = f"{row.flops - row.shared:.3g}" if row.recipe == BRANCH else "the chain"
+        theirs = "" if partner is row else spread(partner.losses)  # the first member is from scratch itself
         lines.append([
-            size_words(row), f"{row.flops:.3g}", beyond, spread(row.losses), "" if partner is row else spread(partner.losses),
+            size_words(row), f"{row.flops:.3g}", beyond, spread(row.losses), theirs,
             signed(row.difference) if row.difference else "", p_value(row.p), row.verdict,
             at_loss(row.flops, row.saved),
         ])  # fmt: skip
@@ -308,7 +310,7 @@ def show(study: Study, rows: Sequence[Row], console: Console) -> None:
         shown = [place for place, name in enumerate(columns) if name not in HIDDEN]
         table = new_table([columns[place] for place in shown], title)
         for line in lines:
-            table.add_row(*(line[place] for place in shown))
+            table.add_row(*(escape(line[place]) for place in shown))
         console.print(table, highlight=False)
         say(console, below)
     say(console, headline(rows, subject(study)).replace("**", ""))

@@ -21,6 +21,7 @@ from app.__main__ import FUNCTION_VERBS, LIGHTNING_VERBS, function_of, main
 from app.cli.help import choices, known_names
 from app.run.checkpoints import read_checkpoint
 from tests.app.forked import ERRORS, OUTPUT, begin, end, tell, wait_for
+from tests.app.growth_study.toys import study
 from tests.app.run.test_resume import assert_same_run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -166,7 +167,7 @@ def test_help_of_a_study_lists_the_options_that_it_takes_with_its_own_defaults()
     from models import TokenFormer
 
     options = listed("growth-study")
-    for group, kind, ours in (("model", TokenFormer, {"vocab_size"}), ("data", CharText, {"corpus", "seed"})):
+    for group, kind, ours in (("model", TokenFormer, {"vocab_size"}), ("data", CharText, {"seed"})):
         names = {option.partition(".")[2] for option in options if option.startswith(f"--{group}.")} - {"NAME"}
         assert names == inspect.signature(kind).parameters.keys() - ours
     assert "default: 64)" in options["--model.d_model"]
@@ -239,7 +240,8 @@ def loaded_by(lines: list[list[str]], modules: set[str]) -> str:
 
 
 def test_a_report_loads_neither_torch_nor_lightning(tmp_path):
-    studies = [str(ROOT / "results" / name) for name in ("growth.json", "compare.json")]
+    study().save(tmp_path, "growth.json")
+    studies = [str(tmp_path / "growth.json"), str(ROOT / "results" / "compare.json")]
     assert loaded_by([["report", *studies, "--out", str(tmp_path / "R.md")]], {"torch", "lightning"}) == ""
     assert (tmp_path / "R.md").is_file()
 
@@ -534,7 +536,7 @@ MISTAKES = {
     "compare --tokens 1e5 --tasks []": ("--tasks is empty",),
     "compare --tokens 1e5 --d_models []": ("--d_models is empty",),
     "compare --tokens 1e5 --d_models [0]": ("--d_models 0 is no width",),
-    "growth-study --corpora []": ("--corpora is empty",),
+    "growth-study --sizes []": ("--sizes is empty",),
     "growth-study --seeds []": ("--seeds is empty",),
     "growth-study --recipes []": ("--recipes is empty",),
     "growth-study --scratch_budgets []": ("--scratch_budgets is empty",),

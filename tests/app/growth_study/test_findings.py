@@ -184,7 +184,7 @@ def test_without_other_budgets_only_differences_are_told():
 
 def test_growth_that_gives_nothing_is_not_called_better_or_worse():
     rows = table_rows(study(gained=lambda run: 0.0))
-    verdicts = [row.verdict for row in rows if row.question in (SIZES, SHARES, FAMILY) and not row.is_scratch]
+    verdicts = [row.verdict for row in rows if row.question in (SIZES, SHARES, FAMILY) and row.grows]
     assert set(verdicts) == {"undecided"}
 
 

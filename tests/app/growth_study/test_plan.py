@@ -59,7 +59,7 @@ def test_options_of_a_chain_of_layers_and_of_the_published_recipe():
     options = fit_options(chain, common, 2.0, 3, tries=False)
     assert {
         "--model.num_param_tokens=64", "--growth.num_param_tokens=[128, 256, 512]", "--growth.init=split",
-        "--growth.num_ffn_param_tokens=[512, 1024, 2048]", "--growth.rewarm_steps=0", "--optim.learning_rate=0.02",
+        "--growth.num_ffn_param_tokens=[512, 1024, 2048]", "--growth.rewarm_steps=20", "--optim.learning_rate=0.02",
         f"--growth.steps={chain.growths}", f"--trainer.max_steps={sum(chain.steps)}", "--seed_everything=3",
     } <= set(options)  # fmt: skip
     layers = fit_options(arms["layers2-grown"], common, 1.0, 1, tries=True)

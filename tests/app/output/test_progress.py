@@ -32,8 +32,8 @@ main(sys.argv[1:])
 @pytest.mark.parametrize(("command", "words"), [
     (["compare", "--models", "[Palm,Transformer]", "--tasks", "[copying]", "--tokens", "[1e6,2e6]"],
      "compare: 20 runs in runs/compare"),
-    (["growth-study", "--recipes", "[exact]", "--seeds", "[1,2]", "--scratch_budgets", "[1]", "--out", "x"],
-     "growth-study: 12 runs in x"),
+    (["growth-study", "--questions", "[chain]", "--seeds", "[1,2]", "--scratch_budgets", "[1]", "--out", "x"],
+     "growth-study: 81 runs in x"),
     (["scaling", "results/scaling.json"], "scaling: laws of val/bits_per_char in 16 runs, each fitted 501 times"),
     (["bench", "[growth,loader]"], "bench: growth, loader"),
 ])  # fmt: skip

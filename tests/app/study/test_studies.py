@@ -358,11 +358,11 @@ def test_files_that_will_not_do_are_named(presets, tmp_path, capsys, content, me
 
 def study_of_growth(corpus, out, *more) -> list:
     return [
-        "growth-study", "--corpora", f"[{corpus}]", "--seeds", "[1]", "--recipes", "[exact,published]", "--steps", "24",
-        "--scratch_budgets", "[0.5,1]", "--rewarm_steps", "1", "--validations", "2", "--val_batches", "2",
-        "--test_batches", "4", "--model.d_model", "16", "--model.num_heads", "2", "--model.num_param_tokens", "16",
-        "--model.num_ffn_param_tokens", "64", "--data.seq_len", "16", "--data.batch_size", "4",
-        "--optim.warmup_steps", "1", "--out", out, *more,
+        "growth-study", "--data.corpus", corpus, "--seeds", "[1]", "--questions", "[chain]", "--sizes", "[4]",
+        "--chain_shares", "[0.3,0.3]", "--shares", "[0.1]", "--scratch_budgets", "[1]", "--learning_rates", "[1]",
+        "--flops", "6e7", "--val_batches", "2", "--test_batches", "4", "--model.d_model", "16", "--model.num_heads",
+        "2", "--model.num_param_tokens", "8", "--model.num_ffn_param_tokens", "16", "--data.seq_len", "16",
+        "--data.batch_size", "4", "--optim.warmup_steps", "1", "--out", out, *more,
     ]  # fmt: skip
 
 
@@ -370,40 +370,43 @@ def test_growth_is_compared_at_equal_flops(corpus, tmp_path, capsys):
     out = tmp_path / "growth"
     code, printed, err = call(capsys, *study_of_growth(corpus, out))
     assert (code, err) == (0, "")
-    assert "5/5" in printed
+    assert "8/8" in printed
     study = read_study(out / "study.json")
-    (whole,) = study.runs(recipe="scratch", budget=1.0)
-    step = whole.record["flops"] / whole.record["step"]
+    records = {run.labels["arm"]: run.record for run in study.runs()}
+    whole = records["tokens4-scratch"]
+    step = whole["flops"] / whole["step"]
     for run in study.runs(budget=1.0):
-        assert abs(run.record["flops"] - whole.record["flops"]) <= step  # all stages counted
-    by_recipe = {run.labels["recipe"]: run for run in study.runs(budget=1.0)}
-    assert by_recipe["exact"].record["parameters"] == whole.record["parameters"]
-    assert by_recipe["small"].record["parameters"] < whole.record["parameters"]
-    assert [event["step"] for event in by_recipe["exact"].record["growth_events"]] == [
-        sum(by_recipe["exact"].labels["stages"][:n]) for n in (1, 2, 3)
-    ]
-    jumps = {row["recipe"]: row["jump"] for row in study.findings["rows"]}
-    assert abs(jumps["exact"]) < 1e-4 < 0.005 < jumps["published"]
-    assert "changes" in (out / "growth_study.md").read_text()
-    assert len(list(csv.DictReader((out / "growth_study.csv").open()))) == 5
+        assert abs(run.record["flops"] - 6e7) <= step  # all stages counted
+    chain, branch = records["tokens4-grown"], records["tokens2-branch"]
+    assert chain["parameters"] == whole["parameters"] > branch["parameters"]
+    (labels,) = [run.labels for run in study.runs(arm="tokens4-grown")]
+    events = chain["growth_events"]
+    assert [event["step"] for event in events] == [sum(labels["stages"][:n]) for n in (1, 2)]
+    assert all(abs(event["bits_per_char_after"] - event["bits_per_char_before"]) < 1e-4 for event in events)
+    for key in ("step", "flops", "bits_per_char_before", "relative_change"):  # the same run until there
+        assert branch["growth_events"][0][key] == events[0][key]
+    assert "The chain gives 3 sizes" in (out / "growth_study.md").read_text()
+    assert len(list(csv.DictReader((out / "growth_study.csv").open()))) == 8
     code, printed, _ = call(capsys, *study_of_growth(corpus, out))
     assert code == 0
     assert not re.search(r"^\d+/\d+ ", printed, re.M)
     code, _, _ = call(capsys, "report", out, "--out", tmp_path / "R.md")
     text = (tmp_path / "R.md").read_text()
     assert code == 0
-    assert "compute saved" in text.split("\n\n")[2]
-    assert (tmp_path / "r" / "growth-words.png").exists()
+    assert "## Does growing TokenFormer pay?" in text
+    assert {path.name for path in (tmp_path / "r").iterdir()} == {"growth.png", "growth-flops.png"}
 
 
 @pytest.mark.parametrize(("options", "message"), [
-    (["--recipes", "[exakt]"], "--recipes exakt: no such recipe; did you mean 'exact'?"),
-    (["--steps", "6"], "--steps 6: stage 4 of exact would have"),
-    (["--scratch_budgets", "[0.5]"], "must be above 0 and hold 1"),
-    (["--first_fraction", "1.5"], "--first_fraction is 1.5; it must be between 0 and 1"),
-    (["--corpora", "[nowhere.txt]"], "--corpora nowhere.txt"),
+    (["--recipes", "[exakt]", "--questions", "[chain,recipes]"], "--recipes exakt: no such recipe"),
+    (["--recipes", "[zero_keys]"], "--recipes ['zero_keys'] is of no use without recipes in --questions ['chain']"),
+    (["--questions", "[layer]"], "--questions layer: no such question; did you mean 'layers'?"),
+    (["--flops", "1e6"], "--flops 1e+06: tokens1-scratch would have 1 steps"),
+    (["--shares", "[1.5]"], "--shares [1.5]: a share is between 0 and 1"),
+    (["--seeds", "[0,1]"], "--seeds [0, 1] has 0, the seed that chooses; leave it out"),
+    (["--data.corpus", "nowhere.txt"], "--data.corpus nowhere.txt"),
     (["--model.num_headz", "2"], "did you mean '--model.num_heads'?"),
-    (["--data.corpus", "x"], "--data.corpus is given by the study's own options"),
+    (["--data.seed", "1"], "--data.seed is given by the study's own options"),
     (["--optim.learning_rate", "-1"], "--optim.learning_rate"),
 ])  # fmt: skip
 def test_mistakes_of_a_growth_study_end_in_one_line(corpus, tmp_path, capsys, options, message):
