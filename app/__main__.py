@@ -25,7 +25,7 @@ FUNCTION_VERBS = {
     "scorecard": "measure models by nine requirements, against the one-layer Transformer",
     "compare": "train models on tasks under one budget, searched alike, and judge them",
     "scaling": "fit scaling laws to finished runs, with intervals and forecasts",
-    "growth-study": "compare recipes of growth with training from scratch at equal total FLOPs",
+    "growth-study": "measure what growing saves against training from scratch, at equal total FLOPs",
     "report": "write Markdown with figures from studies",
     "demo": "train, grow and read a small TokenFormer on real text, in minutes",
 }
