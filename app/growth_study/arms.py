@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from app.cli.mistakes import check_known
-from app.growth_study.recipes import BRANCH, GROWN, ONCE, ONE_LARGE, OTHERS, RECIPES, SCRATCH
+from app.growth_study.recipes import BRANCH, CHAIN, DEEPER, GROWN, ONCE, ONE_LARGE, OTHERS, RECIPES, SCRATCH
 
 SIZES, BUDGETS, SHARES, OF_RECIPES, FAMILY = "sizes", "budgets", "shares", "recipes", "family"  # what arms answer
 
@@ -72,6 +72,11 @@ class Design:
         """Refuse what is out of its range."""
         for name in self.recipes:
             check_known("--recipes", "recipe", name, OTHERS)
+            has = {"": True, DEEPER: bool(self.depths), CHAIN: bool(self.chain_shares)}
+            if not has[needed := OTHERS[name].needs]:
+                raise ValueError(
+                    f"--recipes {name} is a question of {needed}; add that to --questions, or leave it out"
+                )
         above_zero(flops=[self.flops], sizes=self.sizes, scratch_budgets=self.scratch_budgets)
         above_zero(learning_rates=self.learning_rates)
         if TUNING_SEED in self.seeds:
@@ -206,26 +211,21 @@ class Maker:
         name, sizes = f"{size.name}-{GROWN}", self.design.once(size)
         return self.arm(SHARES, f"{name}-at{share:g}", GROWN, sizes, [share], rate_of=name, few=True)
 
-    def other(self, name: str) -> list[Arm]:
+    def other(self, name: str) -> Arm:
         """By another recipe: at the studied size, or at the largest size or depth where it is a question of that."""
-        design = self.design
-        if name in (ONCE, ONE_LARGE):
-            if not design.chain:
-                return []
-            size, large = design.chain[-1], name == ONE_LARGE
-            sizes, shares = (design.chain[0], size), [sum(design.chain_shares)]
-            sizes, shares = (sizes, shares) if large else (design.once(size), design.shares[:1])
-        elif RECIPES[name].tokens:
-            size = Size(design.sizes[0])
-            sizes, shares = design.path(size)
-        elif design.depths:
-            size = Size(1.0, max(design.depths))
-            sizes, shares = design.path(size)
+        design, recipe = self.design, RECIPES[name]
+        if recipe.needs == CHAIN:
+            size = design.chain[-1]
         else:
-            return []
-        is_tuned = RECIPES[name].tuned
-        rate_of = "" if is_tuned else f"{size.name}-{GROWN}"
-        return [self.arm(OF_RECIPES, f"{size.name}-{name}", name, sizes, shares, rate_of=rate_of, few=not is_tuned)]
+            size = Size(1.0, max(design.depths)) if recipe.needs == DEEPER else Size(design.sizes[0])
+        sizes, shares = design.path(size)
+        if name == ONCE:
+            sizes, shares = design.once(size), design.shares[:1]
+        elif name == ONE_LARGE:
+            sizes, shares = (sizes[0], size), [sum(shares)]
+        rate_of = "" if recipe.tuned else f"{size.name}-{GROWN}"
+        few = not recipe.tuned
+        return self.arm(OF_RECIPES, f"{size.name}-{name}", name, sizes, shares, rate_of=rate_of, few=few)
 
     def branches(self, chain: Arm, ends: Callable[[int], int], decays: Callable[[int], int]) -> list[Arm]:
         """The smaller sizes of the chain, each trained to its end where the chain outgrows it, and also from scratch.
@@ -272,7 +272,7 @@ def all_arms(design: Design, cost: Cost, ends: Callable[[int], int], decays: Cal
     for size, share in itertools.product(studied, design.shares):
         if (share, len(paths[size].sizes)) != (paths[size].share, 2):  # that is how it is grown already
             arms.append(make.when(size, share))
-    arms += [arm for name in design.recipes for arm in make.other(name)]
+    arms += [make.other(name) for name in design.recipes]
     if design.chain:
         arms += make.branches(paths[design.chain[-1]], ends, decays)
     return arms

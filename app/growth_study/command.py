@@ -16,7 +16,7 @@ from app.cli.groups import OptionGroup
 from app.cli.invocation import command_line
 from app.cli.mistakes import check_known
 from app.growth_study.arms import Design, num_runs
-from app.growth_study.recipes import OTHERS
+from app.growth_study.recipes import CHAIN, DEEPER, OTHERS
 from app.output.progress import announce
 from app.study.conduct import OURS, check_place_and_trainer, conduct, parsed
 from app.study.study import Study
@@ -26,7 +26,7 @@ DEFAULTS: Mapping[str, list[Any]] = {
     "chain_shares": [0.15, 0.2, 0.3], "recipes": list(OTHERS), "scratch_budgets": [0.5, 2.0],
     "learning_rates": [0.25, 0.5, 1.0, 2.0, 4.0], "seeds": [1, 2, 3, 4, 5],
 }  # fmt: skip
-QUESTIONS = {"depths": "layers", "chain_shares": "chain", "recipes": "recipes"}  # by the option that has their values
+QUESTIONS = {"depths": DEEPER, "chain_shares": CHAIN, "recipes": "recipes"}  # by the option that has their values
 HELP = "python -m app growth-study --help"
 MODEL = {
     "d_model": 64, "num_layers": 1, "num_heads": 4, "rope_base": 100.0, "num_param_tokens": 64,
@@ -113,6 +113,8 @@ def design_of(flops: float, questions: list[str] | None, asked: Mapping[str, lis
                 raise ValueError(f"--{option} {given} is of no use without {QUESTIONS[option]} in --questions {named}")
             values[option] = []
     unique_seeds(values["seeds"])
+    if asked["recipes"] is None:
+        values["recipes"] = [name for name in values["recipes"] if OTHERS[name].needs in ("", *named)]
     return Design(flops, **values)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 JUMP = "callbacks.growth_jump.JumpAtGrowth"
 SCRATCH, GROWN, BRANCH = "scratch", "grown", "branch"
+DEEPER, CHAIN = "layers", "chain"  # questions
 ONCE, ONE_LARGE = "once", "one_large"  # of the largest size, which grows through a chain of sizes otherwise
 
 
@@ -19,6 +20,7 @@ class Recipe:
         text: What it is, for the legend.
         tokens: Options of `--growth.*` where parameter tokens are added; empty where it is of layers only.
         layers: The same where layers are added; empty where it is of parameter tokens only.
+        needs: Question without which there is nothing to grow by it, if there is one.
         rewarm: Whether rows without moments are warmed up.
         tuned: Whether it has a learning rate of its own and all seeds, not the main recipe's rate and a few.
         restart: Whether warm-up and schedule of the learning rate begin anew at each growth.
@@ -28,6 +30,7 @@ class Recipe:
     text: str
     tokens: Mapping[str, str] = field(default_factory=dict)
     layers: Mapping[str, str] = field(default_factory=dict)
+    needs: str = ""
     rewarm: bool = True
     restart: bool = False
     tuned: bool = False
@@ -60,8 +63,12 @@ OTHERS = {
     ),
     "dropped": Recipe("as grown, but all optimizer state is dropped", tokens=SPLIT | {"carry": "reset"}, rewarm=False),
     "cosine": Recipe("as grown, but on a cosine schedule", tokens=SPLIT, optim={"schedule": "cosine"}),
-    "exact_layers": Recipe("new layers are copies whose outputs start at zero", layers=STACK | {"layer_init": "exact"}),
-    ONCE: Recipe("the largest size as the others: grown once, from half of it", tokens=SPLIT),
-    ONE_LARGE: Recipe("the largest size grown once, from the first of the chain, when the chain ends", tokens=SPLIT),
+    "exact_layers": Recipe(
+        "new layers are copies whose outputs start at zero", layers=STACK | {"layer_init": "exact"}, needs=DEEPER,
+    ),
+    ONCE: Recipe("the largest size as the others: grown once, from half of it", tokens=SPLIT, needs=CHAIN),
+    ONE_LARGE: Recipe(
+        "the largest size grown once, from the first of the chain, when the chain ends", tokens=SPLIT, needs=CHAIN,
+    ),
 }  # fmt: skip
 RECIPES = {GROWN: MAIN, **OTHERS, BRANCH: MAIN}

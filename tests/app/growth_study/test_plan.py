@@ -110,6 +110,7 @@ def test_one_rate_is_not_tuned():
     ({"depths": [1]}, "each must be at least 2"),
     ({"recipes": ["publishd"]}, "did you mean 'published'?"),
     ({"seeds": [0, 1]}, "has 0, the seed that chooses"),
+    ({"depths": []}, "--recipes exact_layers is a question of layers; add that to --questions, or leave it out"),
     ({"flops": 0.0}, "--flops [0.0] must be above 0"),
 ])  # fmt: skip
 def test_what_cannot_be_asked_is_refused(changes, message):
