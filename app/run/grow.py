@@ -1,12 +1,15 @@
-"""`python -m app grow`: add parameter tokens to a checkpoint on disk, as the Growth callback does in a fit."""
+"""`python -m app grow`: grow the model in a checkpoint on disk, as the Growth callback does in a fit."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
 from app.cli.checks import check_file
+
+Sizes = dict[str, int]
 
 # torch is imported inside the function: `grow --help` answers at once.
 
@@ -55,8 +58,7 @@ def grow(
     check_file("OUT_CKPT", out_ckpt)
     if factor is not None and not 1 <= factor < math.inf:
         raise ValueError(f"--factor is {factor}; it must be a number of at least 1: growth only adds")
-    rules = GrowthRules(init, split_noise, tau, carry, rewarm_steps, layer_init)
-    rules.check()
+    (rules := GrowthRules(init, split_noise, tau, carry, rewarm_steps, layer_init)).check()
     in_ckpt = find_checkpoint(str(in_ckpt), option="IN_CKPT")
     checkpoint = read_checkpoint(in_ckpt, "IN_CKPT")
     model = load_model(checkpoint, f"IN_CKPT {in_ckpt}")
@@ -65,18 +67,26 @@ def grow(
     given = {
         "num_param_tokens": num_param_tokens, "num_ffn_param_tokens": num_ffn_param_tokens, "num_layers": num_layers,
     }  # fmt: skip
-    sizes = {group: size for group, size in given.items() if size is not None}
-    if factor is not None:
-        if not model.parameter_token_sizes():
-            raise ValueError(f"--factor: a {model_name(checkpoint)} has no parameter tokens; give --num_layers")
-        sizes = {group: round(size * factor) for group, size in model.parameter_token_sizes().items()} | sizes
-    if not sizes:
-        raise ValueError(f"nothing to grow; give {', '.join(f'--{name}' for name in given)} or --factor")
-    if all(model.growing_sizes().get(group) == size for group, size in sizes.items()):
-        raise ValueError(f"nothing to grow: IN_CKPT {in_ckpt} has these sizes already; give larger ones")
+    sizes = target_sizes(given, factor, model.growing_sizes(), model.parameter_token_sizes(), model_name(checkpoint))
     check_training_state(checkpoint, model, f"IN_CKPT {in_ckpt}")
     event = grow_checkpoint(model, checkpoint, sizes, rules)
     save_atomically(lambda temporary: torch.save(checkpoint, temporary), out_ckpt)
     print(f"{out_ckpt}: {grown_sizes(event)}; {model.num_parameters():,} parameters")
     print(f"largest change of a logit: {event['logit_change']:.1e}")
     print(f"go on with `python -m app fit --ckpt_path {out_ckpt}`")
+
+
+def target_sizes(
+    given: Mapping[str, int | None], factor: float | None, current: Sizes, tokens: Sizes, name: str
+) -> Sizes:
+    """Sizes to grow to, of all that are given, and of parameter tokens by the factor; ValueError if nothing grows."""
+    sizes = {group: size for group, size in given.items() if size is not None}
+    if factor is not None and not tokens:
+        raise ValueError(f"--factor: a {name} has no parameter tokens; give --num_layers")
+    if factor is not None:
+        sizes = {group: round(size * factor) for group, size in tokens.items()} | sizes
+    if not sizes:
+        raise ValueError(f"nothing to grow; give {', '.join(f'--{group}' for group in given)} or --factor")
+    if all(current.get(group) == size for group, size in sizes.items()):
+        raise ValueError("nothing to grow: IN_CKPT has these sizes already; give larger ones")
+    return sizes

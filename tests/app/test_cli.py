@@ -211,7 +211,7 @@ def test_help_offers_exactly_the_models_and_data_that_can_be_chosen():
 
 def test_help_names_the_choices_of_an_option():
     out = call("fit --help").out
-    policies = ("'frozen', 'ramped', 'sqrt_n'", "'zero_keys', 'zero_values'")
+    policies = ("'sqrt_n', 'ramped', 'frozen'", "'split', 'zero_keys'")
     for choice in ("'cosine', 'wsd', 'constant'", *policies, "'gelu_l2_norm'"):
         assert choice in out
     assert "the comparison ('inhibited', 'plain', 'dense', default: 'inhibited')" in out  # a name that data has, too
