@@ -106,7 +106,7 @@ class Narrator(L.Callback):
         """What runs, on what, on which data, where to."""
         assert isinstance(pl_module, LanguageModel)
         self._began, self._first_step = time.monotonic(), trainer.global_step
-        name, size = pl_module.model_name, f"{pl_module.num_parameters():,}"
+        name, size = type(pl_module).__name__, f"{pl_module.num_parameters():,}"
         devices = f"{trainer.world_size} x {pl_module.device.type.upper()} ({trainer.precision})"
         steps = f"{total_steps(trainer):,}" if total_steps(trainer) else "unlimited"
         say(f"{name}, {size} parameters, on {devices}, {steps} steps")

@@ -13,10 +13,10 @@ from itertools import pairwise
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.strategies import DDPStrategy
 
 from callbacks.common import in_fit_validation, logged_step, tensorboard_of, total_steps
 from callbacks.console import say
+from callbacks.sharding import whole
 from models.base import LanguageModel
 from models.carry import Carry
 from models.growth import (
@@ -124,13 +124,8 @@ class Growth(L.Callback):
             )
         if self.factor and not pl_module.parameter_token_sizes():
             raise ValueError(
-                f"--growth.factor: {pl_module.model_name} has no parameter tokens; use --growth.num_layers, or --model "
+                f"--growth.factor: {type(pl_module).__name__} has no parameter tokens; use --growth.num_layers, or --model "
                 "TokenFormer"
-            )
-        if pl_module.is_sharded():
-            raise ValueError(
-                "--growth.steps cannot grow sharded parameters (--trainer.strategy fsdp2); train with ddp, or stop, "
-                "run `python -m app grow IN.ckpt OUT.ckpt --num_param_tokens N`, go on with `fit --ckpt_path OUT.ckpt`"
             )
         first = pl_module.initial_sizes()
         for step in self.steps:
@@ -185,12 +180,8 @@ class Growth(L.Callback):
             self._grow(trainer, pl_module, sizes)
 
     def _grow(self, trainer: L.Trainer, pl_module: GrowableModel, sizes: Sizes) -> None:
-        strategy = trainer.strategy
-        if isinstance(strategy, DDPStrategy):
-            strategy.model = pl_module  # not the wrapper, which knows the old parameters' buckets and hooks
-        event = pl_module.grow(sizes, trainer.optimizers[0], step=trainer.global_step, rules=self.rules)
-        if isinstance(strategy, DDPStrategy):
-            strategy.configure_ddp()
+        with whole(trainer, pl_module):
+            event = pl_module.grow(sizes, trainer.optimizers[0], step=trainer.global_step, rules=self.rules)
         self._report(trainer, pl_module, event)
 
     def _report(self, trainer: L.Trainer, pl_module: GrowableModel, event: dict[str, Any]) -> None:

@@ -75,7 +75,7 @@ def describe(trainer: L.Trainer, pl_module: LanguageModel, command: Sequence[str
     return {
         "format": FORMAT,
         "command": list(command),
-        "model": pl_module.model_name,
+        "model": type(pl_module).__name__,
         "model_options": plain(pl_module.hparams),
         "data": type(data).__name__,
         "data_options": description_of(trainer),

@@ -25,13 +25,13 @@ import torch.nn.functional as F
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from models.layers import Layer, check_positive, rms_norm
 from models.metrics import IGNORED, EvalMetrics, Evaluation, evaluation_of
 from models.optim import Optim, build_optimizer, grad_norm, lr_scale, reapply
+from models.sharding import Sharding, Successors
 
 Batch = tuple[Tensor, Tensor]
 TRAINING_FLOPS = 3  # forward and backward, in forwards: the backward pass has two products for each of the forward's
@@ -76,7 +76,6 @@ class LanguageModel(L.LightningModule):
         check_positive(vocab_size=vocab_size, d_model=d_model, num_layers=len(layers))
         if not 0 <= dropout < 1:
             raise ValueError(f"--model.dropout is {dropout}; it must be at least 0 and below 1")
-        self.model_name = type(self).__name__  # sharding gives the object another class
         self.vocab_size, self.d_model = vocab_size, d_model
         self.dropout, self.compile_layers = dropout, compile
         self.embed = nn.Embedding(vocab_size, d_model)
@@ -90,6 +89,7 @@ class LanguageModel(L.LightningModule):
         self.flops_spent = 0.0
         self.growth_events: list[dict[str, Any]] = []  # the lineage of a model that grows
         self.seed = 0
+        self._sharding: Sharding | None = None
         self._evaluation = Evaluation()
         self._slice_names: list[str] = []
         self._eval_metrics: list[EvalMetrics] = []  # of each slice
@@ -331,18 +331,20 @@ class LanguageModel(L.LightningModule):
         if self.compile_layers:
             for layer in self.layers:
                 layer.compile()
-        if self.is_sharded():
+        if self.is_sharded() and self._sharding is None:
             mesh = cast(DeviceMesh, self.device_mesh)["data_parallel"]
-            for module in (*self.layers, self):
-                fully_shard(module, mesh=mesh)
-                register_fsdp_forward_method(module, "step")  # these, too, need whole parameters while they run
-            for method in ("loss", "evaluate"):
-                register_fsdp_forward_method(self, method)
+            self._sharding = Sharding(self, list(self.layers), ("forward", "step", "loss", "evaluate"), mesh)
+
+    def gather(self) -> Successors:
+        """Undo the sharding, until `configure_model` is called again; returns what follows each sharded parameter."""
+        sharding, self._sharding = self._sharding, None
+        assert sharding is not None
+        return sharding.undo()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add our entry: the model's name, seed, recipe and counters, all plain values."""
         checkpoint[CHECKPOINT_KEY] = {
-            "model": self.model_name,
+            "model": type(self).__name__,
             "seed": self.seed,
             "optim": asdict(self.optim),
             "tokens_seen": self.tokens_seen,

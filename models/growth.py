@@ -206,7 +206,7 @@ class GrowableModel(LanguageModel):
         """Raise ValueError if blocks are to be added exactly that do not say which parameters are their outputs."""
         if rules.layer_init == "exact" and not all(hasattr(block, "outputs") for block in self.blocks()):
             raise ValueError(
-                f"layer_init exact: the blocks of {self.model_name} do not say by `outputs` which of their parameters "
+                f"layer_init exact: the blocks of {type(self).__name__} do not say by `outputs` which of their parameters "
                 "they add nothing without; use stack"
             )
 
