@@ -1,8 +1,8 @@
 """Grow a model in the middle of a fit, by a schedule of optimizer steps and sizes.
 
 The event happens before a batch, where no graph is alive and no accumulation is half done: new parameters take the
-old ones' place in the model and in the optimizer, so schedulers, clipping and loss scaling need not know; DDP is
-wrapped anew. Sizes are compared, not counted, so that a resumed run never grows twice.
+old ones' place in the model and in the optimizer, so schedulers, clipping and loss scaling need not know, nor growth of
+a strategy (`callbacks.sharding.whole`). Sizes are compared, not counted, so that a resumed run never grows twice.
 """
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ MACHINE_OPTIONS = (
     ("--trainer.accelerator NAME", "cpu, gpu or auto"),
     ("--trainer.devices N", "processes on this machine"),
     ("--trainer.num_nodes N", "machines"),
-    ("--trainer.strategy NAME", "ddp, or fsdp2 (parameters sharded; cannot grow in the fit)"),
+    ("--trainer.strategy NAME", "ddp, or fsdp2 (parameters and optimizer state sharded)"),
     ("--trainer.precision NAME", "32-true, bf16-mixed, …"),
 )
 TRAINER_HEADING = "Trainer (Lightning's; all others are accepted too, `fit --print_config` shows them)"
