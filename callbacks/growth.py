@@ -124,8 +124,8 @@ class Growth(L.Callback):
             )
         if self.factor and not pl_module.parameter_token_sizes():
             raise ValueError(
-                f"--growth.factor: {type(pl_module).__name__} has no parameter tokens; use --growth.num_layers, or --model "
-                "TokenFormer"
+                f"--growth.factor: {type(pl_module).__name__} has no parameter tokens; use --growth.num_layers, or "
+                "--model TokenFormer"
             )
         first = pl_module.initial_sizes()
         for step in self.steps:

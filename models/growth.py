@@ -206,8 +206,8 @@ class GrowableModel(LanguageModel):
         """Raise ValueError if blocks are to be added exactly that do not say which parameters are their outputs."""
         if rules.layer_init == "exact" and not all(hasattr(block, "outputs") for block in self.blocks()):
             raise ValueError(
-                f"layer_init exact: the blocks of {type(self).__name__} do not say by `outputs` which of their parameters "
-                "they add nothing without; use stack"
+                f"layer_init exact: the blocks of {type(self).__name__} do not say by `outputs` which of their "
+                "parameters they add nothing without; use stack"
             )
 
     def _add_block(self, source: nn.Module, optimizer: Optimizer | None, rules: GrowthRules) -> None:
