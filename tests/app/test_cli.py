@@ -241,7 +241,7 @@ def loaded_by(lines: list[list[str]], modules: set[str]) -> str:
 
 def test_a_report_loads_neither_torch_nor_lightning(tmp_path):
     study().save(tmp_path, "growth.json")
-    studies = [str(tmp_path / "growth.json"), str(ROOT / "results" / "compare.json")]
+    studies = [str(tmp_path / "growth.json"), str(ROOT / "results" / "searched_recall.json")]
     assert loaded_by([["report", *studies, "--out", str(tmp_path / "R.md")]], {"torch", "lightning"}) == ""
     assert (tmp_path / "R.md").is_file()
 
