@@ -80,7 +80,8 @@ def conduct(
     from app.study.processes import default_workers, execute, plain_commands
 
     if print_commands:
-        print(plain_commands(extended(study, out, extend).plan, out))
+        plan = extended(study, out, extend).plan
+        print(plain_commands([run for run in plan if run.name not in study.records], out))
         return 0
     console = new_console(WIDE)
     failures: list[str] = []

@@ -230,6 +230,9 @@ def test_a_comparison_is_killed_goes_on_and_is_reported(presets, tmp_path, capsy
     assert done.stat().st_mtime_ns == before
     study = read_study(out / "study.json")
     assert len(study.records) == len(study.plan) == 12
+    study.save(tmp_path)  # the file alone, as it is kept when the runs are thrown away
+    code, printed, _ = call(capsys, *search(presets, tmp_path, "--print_commands"))
+    assert (code, printed.strip()) == (0, "")
     measured = [run for run in study.runs() if "rung" not in run.labels]
     assert study.findings["chosen"] == [run.name for run in measured]
     assert {run.labels["seed"] for run in measured} == {1}
