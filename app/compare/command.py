@@ -24,7 +24,7 @@ from app.study.study import Study
 HELP = "python -m app compare --help"
 CONFIGS = Path(os.path.relpath(Path(__file__).parents[1] / "configs"))
 PRESETS, SPACE = CONFIGS / "experiment", CONFIGS / "search.yaml"
-TASKS = ("copying", "recall", "shakespeare")
+TASKS = ("copying", "recall", "stdlib", "shakespeare")
 TRAINER_OPTIONS = OptionGroup(ours=OURS)
 
 
@@ -51,7 +51,7 @@ def compare(
 
     Args:
         models: Models, the first of which the others are compared with; by default all, the Transformer first.
-        tasks: Folders of experiment files; by default [copying,recall,shakespeare].
+        tasks: Folders of experiment files; by default [copying,recall,stdlib,shakespeare].
         d_models: Widths; what a model scales with its width goes along. By default the width of the experiment file.
         seeds: Seeds of data and models, none of which chooses anything; by default [1,2,3,4,5].
         tokens: Budget of training tokens of each run, or several budgets.
