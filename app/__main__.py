@@ -21,6 +21,7 @@ LIGHTNING_VERBS = {
 FUNCTION_VERBS = {
     "grow": "add parameter tokens to a checkpoint, its optimizer state included",
     "generate": "write text with a checkpoint, as a stream",
+    "runs": "list runs: how far, how well, in which state, and how to go on",
     "bench": "measure speed, as ratios of things timed in turn",
     "scorecard": "measure models by nine requirements, against the one-layer Transformer",
     "compare": "train models on tasks under one budget, searched alike, and judge them",
@@ -32,6 +33,7 @@ FUNCTION_VERBS = {
 FUNCTIONS = {  # where the function of a verb is, "module:name"
     "grow": "app.run.grow:grow",
     "generate": "app.run.generate:generate",
+    "runs": "app.study.runs:runs",
     "bench": "app.benchmark.command:bench",
     "scorecard": "app.scorecard.command:scorecard",
     "compare": "app.compare.command:compare",

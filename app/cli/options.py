@@ -87,7 +87,7 @@ def call(function: Callable[..., int | None], verb: str, args: list[str]) -> int
         skip, args = skip | {first.name}, positional_first(args)
     names = parser.add_function_arguments(function, as_group=False, as_positional=True, skip=skip)
     can_be_left_out = first is not None and first.default is not first.empty and first.kind is not first.KEYWORD_ONLY
-    if can_be_left_out and args and not args[0].startswith("-"):
+    if can_be_left_out and (args := positional_first(args)) and not args[0].startswith("-"):
         args = [f"--{first.name}", *args]  # jsonargparse has no positional argument that can be left out
     args, options = split_groups(args, groups)
     with explained(f"{parser.prog} --help"):

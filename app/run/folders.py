@@ -17,7 +17,7 @@ from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from filelock import FileLock, Timeout
+from filelock import FileLock, Timeout, lock_descriptor
 
 from app.cli.yaml_text import read_yaml
 from callbacks.record_file import CHECKPOINTS, RECORD, last_checkpoint, read_record
@@ -127,6 +127,17 @@ def acquired(folder: Path) -> FileLock | None:
         return None
     (folder / LOCK).write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
     return lock
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a process works in the folder; its files stay as they are."""
+    lock = folder / LOCK
+    mode = "r+b" if os.access(lock, os.W_OK) else "rb"  # another user's; only on NFS a lock takes the right to write
+    try:
+        with lock.open(mode) as file:  # whose end lets go of it
+            return not lock_descriptor(file.fileno(), blocking=False)
+    except OSError:
+        return False
 
 
 @contextmanager

@@ -246,6 +246,10 @@ def test_a_report_loads_neither_torch_nor_lightning(tmp_path):
     assert (tmp_path / "R.md").is_file()
 
 
+def test_the_list_of_runs_loads_neither_torch_nor_lightning(scratch):
+    assert loaded_by([["runs", str(scratch / "runs")]], {"torch", "lightning", "numpy", "tensorboard"}) == ""
+
+
 def test_no_help_imports_torch_or_lightning():
     helps = [["--help"], *([verb, "--help"] for verb in (*LIGHTNING_VERBS, *FUNCTION_VERBS))]
     assert loaded_by(helps, {"torch", "lightning", "numpy", "tensorboard"}) == ""
