@@ -132,9 +132,8 @@ def acquired(folder: Path) -> FileLock | None:
 def is_held(folder: Path) -> bool:
     """Whether a process works in the folder; its files stay as they are."""
     lock = folder / LOCK
-    mode = "r+b" if os.access(lock, os.W_OK) else "rb"  # another user's; only on NFS a lock takes the right to write
-    try:
-        with lock.open(mode) as file:  # whose end lets go of it
+    try:  # to write, as NFS asks for that; to read, where it is another user's
+        with lock.open("r+b") if os.access(lock, os.W_OK) else lock.open("rb") as file:
             return not lock_descriptor(file.fileno(), blocking=False)
     except OSError:
         return False

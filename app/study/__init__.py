@@ -1,1 +1,1 @@
-"""Many runs under one plan: what they are, carrying them out, gathering them."""
+"""Many runs: those of one plan, carrying them out; gathering and listing those that are there."""

@@ -252,8 +252,10 @@ def test_while_a_run_goes_on_nobody_resumes_it_and_when_it_is_killed_anybody_may
     succeed(f"{tiny} --run_dir runs/a")
     assert (Path("runs/a-2") / LAST).is_file()
     succeed(f"validate --ckpt_path runs/a/{LAST}")  # who only reads may
+    assert "2 runs in runs: 1 running, 1 finished\n" in succeed("runs")
     tell(pid, signal.SIGKILL)
     assert end(pid) == -signal.SIGKILL
+    assert "a: go on with `python -m app fit --ckpt_path runs/a`\n" in succeed("runs --filter interrupted")
     at = read_checkpoint(Path("runs/a") / LAST)["global_step"]
     assert f"resumed at step {at:,}" in succeed(f"fit --ckpt_path runs/a --trainer.max_steps {at + 2}")
 
