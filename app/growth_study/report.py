@@ -239,8 +239,8 @@ def about_sizes(study: Study, rows: Sequence[Row]) -> str:
     model, text = study.options["setting"]["model"], study.options["setting"]["train_characters"]
     most = max(run.record["tokens"] for run in study.runs())
     return (
-        f"Sizes are multiples of {model['num_param_tokens']} parameter tokens in projections, "
-        f"{model['num_ffn_param_tokens']} in the FFN, and of {model['num_layers']} layers. The longest run read "
+        f"Sizes are multiples of {model['num_param_tokens']} parameter tokens in projections and "
+        f"{model['num_ffn_param_tokens']} in the FFN, depths of num_layers {model['num_layers']}. The longest run read "
         f"{most / text:.2f} times as many characters as the training text has."
     )
 
