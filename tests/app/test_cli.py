@@ -521,7 +521,7 @@ MISTAKES = {
         "goes on at step 12",
     ),
     "TINY --growth.factor [2]": ("--growth.factor", "--growth.steps"),
-    "fit --model Transformer --data Copying --growth.steps [3] --growth.factor [2]": ("--growth.steps", "Transformer"),
+    "fit --model Transformer --data Copying --growth.steps [3] --growth.factor [2]": ("--growth.factor", "num_layers"),
     "grow whole.ckpt truncated.ckpt --factor 2": ("OUT_CKPT truncated.ckpt exists",),
     "grow whole.ckpt other.txt/out.ckpt --factor 2": ("OUT_CKPT other.txt/out.ckpt",),
     "grow whole.ckpt": ("OUT_CKPT",),
