@@ -42,7 +42,7 @@ class Growth(L.Callback):
         num_layers: Numbers of blocks, one for each step; every model has them.
         factor: Numbers of parameter tokens as multiples of the first ones, one for each step, for groups whose sizes
             are not given.
-        init: How parameter tokens are added; split and zero_keys keep the function and let them learn.
+        init: How parameter tokens are added; split keeps the function and lets them learn, zero_keys unless tau jumps.
         split_noise: Noise on the values of split rows, as a multiple of their root mean square.
         tau: Whether the scale becomes the root of the new size (sqrt_n, exact where rows are split, else a jump), does
             so within the re-warm (ramped), or stays (frozen); the last two are exact.

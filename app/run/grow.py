@@ -38,7 +38,7 @@ def grow(
         num_ffn_param_tokens: New size of each feed-forward network.
         num_layers: New number of blocks; every model has them.
         factor: New numbers of parameter tokens as a multiple of the present ones, where no size is given.
-        init: How parameter tokens are added; split and zero_keys keep the function and let them learn.
+        init: How parameter tokens are added; split keeps the function and lets them learn, zero_keys unless tau jumps.
         split_noise: Noise on the values of split rows, as a multiple of their root mean square.
         tau: Whether the scale becomes the root of the new size (sqrt_n, exact where rows are split, else a jump), does
             so within the re-warm (ramped), or stays (frozen); the last two are exact.
@@ -56,9 +56,9 @@ def grow(
     if out_ckpt.exists():
         raise ValueError(f"OUT_CKPT {out_ckpt} exists; name a new file")
     check_file("OUT_CKPT", out_ckpt)
-    if factor is not None and not 1 <= factor < math.inf:
-        raise ValueError(f"--factor is {factor}; it must be a number of at least 1: growth only adds")
-    (rules := GrowthRules(init, split_noise, tau, carry, rewarm_steps, layer_init)).check()
+    check_factor(factor)
+    rules = GrowthRules(init, split_noise, tau, carry, rewarm_steps, layer_init)
+    rules.check()
     in_ckpt = find_checkpoint(str(in_ckpt), option="IN_CKPT")
     checkpoint = read_checkpoint(in_ckpt, "IN_CKPT")
     model = load_model(checkpoint, f"IN_CKPT {in_ckpt}")
@@ -74,6 +74,12 @@ def grow(
     print(f"{out_ckpt}: {grown_sizes(event)}; {model.num_parameters():,} parameters")
     print(f"largest change of a logit: {event['logit_change']:.1e}")
     print(f"go on with `python -m app fit --ckpt_path {out_ckpt}`")
+
+
+def check_factor(factor: float | None) -> None:
+    """Raise ValueError for one that would shrink the model, or is no number."""
+    if factor is not None and not 1 <= factor < math.inf:
+        raise ValueError(f"--factor is {factor}; it must be a number of at least 1: growth only adds")
 
 
 def target_sizes(
