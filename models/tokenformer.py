@@ -85,7 +85,7 @@ def gelu_l2_norm(scores: Tensor, tau: Tensor) -> Tensor:
 
 
 def scaled_softmax(scores: Tensor, tau: Tensor) -> Tensor:
-    """Return tau^2 * softmax(scores). A zero score weighs exp(0) = 1, so that growth is not exact."""
+    """Return tau^2 * softmax(scores). A zero score weighs exp(0) = 1, so that zero keys are not exact."""
     return tau.to(scores.dtype).square() * scores.softmax(-1)
 
 
@@ -106,7 +106,7 @@ class Pattention(nn.Module):
         d_in: Width of the input.
         d_out: Width of the output.
         num_param_tokens: Rows of keys and values.
-        normalization: Theta; only `softmax` cannot grow without changing the function.
+        normalization: Theta; with `softmax` only rows that are split keep the function.
     """
 
     tau: Tensor
@@ -267,7 +267,8 @@ class TokenFormer(GrowableModel):
         local_mixing: Let queries, keys and values see the previous position (shift, two taps) or the last four (conv).
         num_param_tokens: Parameter tokens of each query, key, value and output projection.
         num_ffn_param_tokens: Parameter tokens of each feed-forward network.
-        normalization: Theta; `softmax` cannot grow exactly, `gelu` alone makes dense networks of all projections.
+        normalization: Theta; `softmax` grows exactly by whole multiples only, `gelu` alone makes dense networks of all
+            projections.
         norm: Norm, without parameters, of what each part of a block reads: rms as the baseline's, layer as the paper's.
         tie_embeddings: Use the embedding's matrix as the head.
         dropout: Probability of dropping embedded features in training.
