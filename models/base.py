@@ -4,8 +4,10 @@ A model is an embedding, a list of layers (each a mixer by the contract below), 
 builds these in its constructor and says nothing else; the training loop, the checkpoint's extra entries and the
 streaming form follow.
 
-A layer is an `nn.Module` with `forward(x_BTD) -> x_BTD`, causal, any T >= 1; `init_state(batch_size)`, `step(x_BD,
-state) -> (x_BD, state)`, equal to the parallel form; `flops_per_token(seq_len)` and `state_bytes(seq_len)`.
+A layer is an `nn.Module` with `forward(x_BTD) -> x_BTD`, causal, any T >= 1; `init_state(batch_size)`,
+`prefill(x_BTD, state) -> (x_BTD, state)` and `step(x_BD, state) -> (x_BD, state)`, both equal to the parallel form;
+`flops_per_token(seq_len)` and `state_bytes(seq_len)`. All but the last three come out of one function `read`, where a
+layer extends `models.layers.Mixer`.
 
 Shapes: B batch, T time, D width, V vocabulary, N scored positions of a batch.
 """
@@ -119,6 +121,17 @@ class LanguageModel(L.LightningModule):
     def init_state(self, batch_size: int) -> list[Any]:
         """The streaming state before the first token, one entry for each application of a layer."""
         return [layer.init_state(batch_size) for layer in self.depth()]
+
+    def prefill(self, tokens_BT: Tensor, state: list[Any]) -> tuple[Tensor, list[Any]]:
+        """Tokens (B, T), T >= 1, and the state -> logits (B, V) of the last position and the next state.
+
+        It is what T calls of `step` give, from any state on, in the time of `forward`.
+        """
+        x_BTD, next_state = rms_norm(self.embed(tokens_BT)), []
+        for layer, layer_state in zip(self.depth(), state, strict=True):
+            x_BTD, layer_state = layer.prefill(x_BTD, layer_state)
+            next_state.append(layer_state)
+        return self.head(rms_norm(x_BTD[:, -1])), next_state
 
     def step(self, token_B: Tensor, state: list[Any]) -> tuple[Tensor, list[Any]]:
         """One token (B,) and the state -> logits (B, V) and the next state; equal to `forward` at that position."""
@@ -333,7 +346,7 @@ class LanguageModel(L.LightningModule):
                 layer.compile()
         if self.is_sharded() and self._sharding is None:
             mesh = cast(DeviceMesh, self.device_mesh)["data_parallel"]
-            self._sharding = Sharding(self, list(self.layers), ("forward", "step", "loss", "evaluate"), mesh)
+            self._sharding = Sharding(self, list(self.layers), ("forward", "prefill", "step", "loss", "evaluate"), mesh)
 
     def gather(self) -> Successors:
         """Undo the sharding, until `configure_model` is called again; returns what follows each sharded parameter."""

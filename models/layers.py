@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple, Protocol, get_args
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention.bias import causal_lower_right
 
 Positions = Literal["rotary", "none"]
 MIN_CACHE = 16  # positions a fresh cache has room for; it doubles from there
@@ -34,6 +35,9 @@ class Layer(Protocol):
     def init_state(self, batch_size: int) -> Any:
         """State before the first token."""
 
+    def prefill(self, x_BTD: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """Several positions at once, after those that the state has seen."""
+
     def step(self, x_BD: Tensor, state: Any) -> tuple[Tensor, Any]:
         """One position."""
 
@@ -42,6 +46,30 @@ class Layer(Protocol):
 
     def state_bytes(self, seq_len: int) -> int:
         """Bytes of one sequence's state after `seq_len` tokens."""
+
+
+class Mixer(nn.Module):
+    """A layer that is one function, `read`, of which the three forms of the mixer contract are cases."""
+
+    def read(self, x_BTD: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """All positions (B, T, D), T >= 1, after those that the state has seen, and the next state.
+
+        With None for a state these are the first ones, and what comes back for a state is of no use.
+        """
+        raise NotImplementedError
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        """(B, T, D) -> (B, T, D), from the start."""
+        return self.read(x_BTD, None)[0]
+
+    def prefill(self, x_BTD: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """(B, T, D) and a state -> (B, T, D) and the next state, as T calls of `step` would give."""
+        return self.read(x_BTD, state)
+
+    def step(self, x_BD: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """One position (B, D) of `forward`, and the next state."""
+        y_BTD, state = self.read(x_BD.unsqueeze(1), state)
+        return y_BTD.squeeze(1), state
 
 
 def rms_norm(x: Tensor) -> Tensor:
@@ -61,33 +89,45 @@ def split_heads(x_BTD: Tensor, num_heads: int) -> Tensor:
     return x_BHTK
 
 
-def rotary(x_BHTK: Tensor, start: int = 0, base: float = ROPE_BASE) -> Tensor:
-    """Rotate (B, H, T, K) by its positions start .. start + T - 1; K must be even."""
-    length, half = x_BHTK.size(-2), x_BHTK.size(-1) // 2
-    position_T = torch.arange(start, start + length, device=x_BHTK.device, dtype=torch.float32)
-    exponent = torch.arange(half, device=x_BHTK.device, dtype=torch.float32) / half
-    angle_TK = position_T[:, None] * base**-exponent
-    cos, sin = angle_TK.cos().to(x_BHTK.dtype), angle_TK.sin().to(x_BHTK.dtype)
-    left, right = x_BHTK.split(half, dim=-1)
-    return torch.cat((left * cos - right * sin, right * cos + left * sin), dim=-1)
+def rotation(like: Tensor, start: int | Tensor, base: float) -> tuple[Tensor, Tensor]:
+    """Cosines and sines (T, K) for positions start .. start + T - 1 of `like` (..., T, K), in its type.
+
+    Of a pair of features the first has the negative sine.
+    """
+    length, half = like.size(-2), like.size(-1) // 2
+    position_T = torch.arange(length, device=like.device, dtype=torch.float32) + start
+    frequency = base ** (torch.arange(half, device=like.device, dtype=torch.float32) / -half)
+    angle_TK = position_T[:, None] * torch.cat((-frequency, frequency))
+    return angle_TK.cos().to(like.dtype), angle_TK.sin().to(like.dtype)
 
 
-def place(x_BHTK: Tensor, start: int, base: float | None) -> Tensor:
-    """Queries or keys of unit root mean square (QK-norm, arXiv 2010.04245), rotated by positions if there is a base."""
-    x_BHTK = rms_norm(x_BHTK)
-    return x_BHTK if base is None else rotary(x_BHTK, start, base)
+def rotate(x: Tensor, cos_TK: Tensor, sin_TK: Tensor) -> Tensor:
+    """Turn the pairs (x_i, x_{i + K / 2}) of (..., T, K) by what `rotation` gives."""
+    return torch.addcmul(x * cos_TK, x.roll(x.size(-1) // 2, -1), sin_TK)
+
+
+def rotary(x: Tensor, start: int | Tensor = 0, base: float = ROPE_BASE) -> Tensor:
+    """Rotate (..., T, K) by its positions start .. start + T - 1; K must be even."""
+    return rotate(x, *rotation(x, start, base))
+
+
+def place(q: Tensor, k: Tensor, start: int | Tensor, base: float | None) -> tuple[Tensor, Tensor]:
+    """Queries and keys of unit root mean square (QK-norm, arXiv 2010.04245), rotated by positions if there is a base.
+
+    Both are (B, H, T, K), of positions from `start` on.
+    """
+    q, k = rms_norm(q), rms_norm(k)
+    if base is None:
+        return q, k
+    turn = rotation(q, start, base)
+    return rotate(q, *turn), rotate(k, *turn)
 
 
 def causal_attention(
     q_BTD: Tensor, k_BTD: Tensor, v_BTD: Tensor, num_heads: int, rope_base: float | None = ROPE_BASE
 ) -> Tensor:
     """Softmax attention with QK-norm and rotary positions, or none (base None): three (B, T, D) -> (B, T, D)."""
-    q, k, v = (split_heads(x, num_heads) for x in (q_BTD, k_BTD, v_BTD))
-    scale = QK_GAIN * q.size(-1) ** -0.5
-    y_BHTK = F.scaled_dot_product_attention(
-        place(q, 0, rope_base), place(k, 0, rope_base), v, is_causal=True, scale=scale
-    )
-    return y_BHTK.transpose(1, 2).flatten(2)
+    return cached_attention(q_BTD, k_BTD, v_BTD, num_heads, rope_base, None)[0]
 
 
 def causal_attention_reference(
@@ -116,47 +156,98 @@ def causal_attention_reference(
 class KVCache(NamedTuple):
     """Keys (already placed) and values seen so far; room doubles when it is used up.
 
-    keys, values: (B, H, capacity, K), of which the first `length` positions are filled.
+    keys, values: (B, H, capacity, K), of which the first `length` positions are filled. The length is a tensor where
+    shapes must not change from step to step: then the room is fixed, and attention sees all of it through a mask.
     """
 
     keys: Tensor
     values: Tensor
-    length: int
+    length: int | Tensor
 
     @classmethod
     def empty(cls, batch_size: int, num_heads: int, head_width: int, like: Tensor) -> KVCache:
-        """A cache without positions, with the dtype and device of `like`."""
-        room = like.new_empty(batch_size, num_heads, MIN_CACHE, head_width)
+        """A cache without positions, on the device of a weight and in the type that it is multiplied in."""
+        shape = (batch_size, num_heads, MIN_CACHE, head_width)
+        room = like.new_empty(shape, dtype=product_dtype(like))
         return cls(room, room.clone(), 0)
 
-    def append(self, k_BHK: Tensor, v_BHK: Tensor) -> KVCache:
-        """The cache with one more position; the given one must not be used any more."""
-        keys, values = self.keys, self.values
-        if self.length == keys.size(2):
-            keys, values = (torch.cat((x, torch.empty_like(x)), 2) for x in (keys, values))
-        keys[:, :, self.length], values[:, :, self.length] = k_BHK, v_BHK
-        return KVCache(keys, values, self.length + 1)
+    @staticmethod
+    def capacity(length: int) -> int:
+        """Positions that there is room for after `length` of them."""
+        return max(MIN_CACHE, 1 << (length - 1).bit_length())
+
+    def with_room(self, length: int) -> KVCache:
+        """The cache with room for at least `length` positions; the given one must not be used any more."""
+        assert not isinstance(self.length, Tensor)
+        if length <= self.keys.size(2):
+            return self
+        B, H, _, K = self.keys.shape
+        keys, values = (x.new_empty(B, H, self.capacity(length), K) for x in (self.keys, self.values))
+        keys[:, :, : self.length] = self.keys[:, :, : self.length]
+        values[:, :, : self.length] = self.values[:, :, : self.length]
+        return KVCache(keys, values, self.length)
+
+    def fixed(self, length: int) -> KVCache:
+        """The cache with room for at least `length` positions, which no step changes the shape of."""
+        cache = self.with_room(length)
+        for x in cache[:2]:
+            x[:, :, self.length :] = 0  # a weight of zero would not make up for what is not finite
+        return cache._replace(length=torch.tensor(self.length, device=self.keys.device))
+
+    def extended(self, k_BHTK: Tensor, v_BHTK: Tensor) -> KVCache:
+        """The cache with T more positions; the given one must not be used any more."""
+        length = self.length + k_BHTK.size(2)
+        if isinstance(length, Tensor):
+            at_T = self.length + torch.arange(k_BHTK.size(2), device=k_BHTK.device)
+            self.keys.index_copy_(2, at_T, k_BHTK.to(self.keys.dtype))
+            self.values.index_copy_(2, at_T, v_BHTK.to(self.values.dtype))
+            return self._replace(length=length)
+        keys, values, _ = self.with_room(length)
+        keys[:, :, self.length : length], values[:, :, self.length : length] = k_BHTK, v_BHTK
+        return KVCache(keys, values, length)
 
     @staticmethod
-    def num_bytes(seq_len: int, width: int, itemsize: int) -> int:
-        """Bytes of one sequence's cache after `seq_len` tokens of `width` = H * K numbers."""
-        capacity = MIN_CACHE
-        while capacity < seq_len:
-            capacity *= 2
-        return 2 * capacity * width * itemsize
+    def num_bytes(seq_len: int, width: int, like: Tensor) -> int:
+        """Bytes of one sequence's cache, on the terms of `empty`, after `seq_len` tokens of `width` = H * K numbers."""
+        return 2 * KVCache.capacity(seq_len) * width * product_dtype(like).itemsize
 
 
-def causal_attention_step(
-    q_BD: Tensor, k_BD: Tensor, v_BD: Tensor, cache: KVCache, rope_base: float | None = ROPE_BASE
-) -> tuple[Tensor, KVCache]:
-    """One position of `causal_attention`: three (B, D) and the cache -> (B, D) and the longer cache."""
-    num_heads = cache.keys.size(1)
-    q, k, v = (x.unflatten(-1, (num_heads, 1, -1)) for x in (q_BD, k_BD, v_BD))
-    longer = cache.append(place(k, cache.length, rope_base).squeeze(2), v.squeeze(2))
-    keys, values = (x[:, :, : longer.length] for x in (longer.keys, longer.values))
+def product_dtype(weight: Tensor) -> torch.dtype:
+    """The type that a weight is multiplied in: its own, or that of autocast where it is on."""
+    device = weight.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+
+
+def cached_attention(
+    q_BTD: Tensor, k_BTD: Tensor, v_BTD: Tensor, num_heads: int, rope_base: float | None, cache: KVCache | None
+) -> tuple[Tensor, KVCache | None]:
+    """`causal_attention` of T positions after those of a cache, and the longer cache; None stands for none so far."""
+    q, k, v = (split_heads(x, num_heads) for x in (q_BTD, k_BTD, v_BTD))
+    start, T = 0 if cache is None else cache.length, q.size(2)
+    q, k = place(q, k, start, rope_base)
+    mask: Tensor | None = None
+    if cache is not None:
+        cache = cache.extended(k, v)
+        if isinstance(cache.length, Tensor):
+            k, v, places_S = cache.keys, cache.values, torch.arange(cache.keys.size(2), device=q.device)
+            mask = places_S <= (start + places_S[:T])[:, None]
+        elif start:
+            k, v = cache.keys[:, :, : cache.length], cache.values[:, :, : cache.length]
+            mask = causal_lower_right(T, cache.length) if T > 1 else None
+    is_causal = mask is None and T > 1
     scale = QK_GAIN * q.size(-1) ** -0.5
-    y_BH1K = F.scaled_dot_product_attention(place(q, cache.length, rope_base), keys, values, scale=scale)
-    return y_BH1K.flatten(1), longer
+    y_BHTK = F.scaled_dot_product_attention(q, k, v, mask, is_causal=is_causal, scale=scale)
+    return y_BHTK.transpose(1, 2).flatten(2), cache
+
+
+def with_fixed_shapes(state: Any, length: int) -> Any:
+    """A streaming state in which no step changes a shape, until `length` positions have been read."""
+    if isinstance(state, KVCache):
+        return state.fixed(length)
+    if isinstance(state, list | tuple):
+        parts = [with_fixed_shapes(part, length) for part in state]
+        return type(state)(*parts) if hasattr(state, "_fields") else type(state)(parts)
+    return state
 
 
 def init_input(weight: Tensor) -> None:

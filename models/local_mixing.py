@@ -6,18 +6,19 @@ depthwise causal convolution of four taps, as H3, arXiv 2212.14052, and Mamba, a
 is the one without local mixing; the term x_t is the residual of a Canon layer (Allen-Zhu, arXiv 2512.17351). O(W) a
 token; the state is the last one or three inputs.
 
-Shapes: B batch, T time, W width, P width of a part, N taps, R positions that the state keeps.
+Shapes: B batch, T time, W width, P width of a part, N taps, R positions that the state keeps, S = R + T.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from models.layers import check_choice
+from models.layers import Mixer, check_choice
 
 LocalMixingKind = Literal["none", "shift", "conv"]
 Delays = tuple[int, ...]
@@ -63,7 +64,7 @@ def delayed_sum_reference(x_BTW: Tensor, tap_NW: Tensor, delays: Delays) -> Tens
     return torch.stack(outputs, 1)
 
 
-class LocalMixing(nn.Module):
+class LocalMixing(Mixer):
     """(B, T, W) -> (B, T, W): each position and, channel by channel, what is learned to be taken of those before it.
 
     The taps are vectors, one for each delay: to the optimizer they are no matrices.
@@ -88,30 +89,33 @@ class LocalMixing(nn.Module):
         for tap in self.taps:
             nn.init.zeros_(tap)
 
-    def forward(self, x_BTW: Tensor) -> Tensor:
-        """(B, T, W) -> (B, T, W)."""
-        return self.each(x_BTW)[0]
-
-    def each(self, *parts: Tensor) -> tuple[Tensor, ...]:
-        """`forward` of the W channels in several parts, such as queries, keys and values, without joining them."""
+    def read(self, x_BTW: Tensor, state_BRW: Tensor | None) -> tuple[Tensor, Any]:
+        """(B, T, W) -> (B, T, W) after the inputs in the state, and the last inputs."""
         if not self.delays:
-            return parts
-        taps = torch.stack(list(self.taps)).split([x.size(-1) for x in parts], -1)
-        pairs = zip(parts, taps, strict=True)
-        return tuple(delayed_sum(x_BTP, tap_NP.to(x_BTP.dtype), self.delays) for x_BTP, tap_NP in pairs)
+            return x_BTW, state_BRW
+        if state_BRW is None:
+            return delayed_sum(x_BTW, torch.stack(list(self.taps)).to(x_BTW.dtype), self.delays), None
+        inputs_BSW, y_BTW = torch.cat((state_BRW.to(x_BTW.dtype), x_BTW), 1), x_BTW
+        num_before, num_inputs = state_BRW.size(1), inputs_BSW.size(1)
+        for delay, tap_W in zip(self.delays, self.taps, strict=True):
+            earlier_BTW = inputs_BSW[:, num_before - delay : num_inputs - delay]
+            y_BTW = torch.addcmul(y_BTW, tap_W.to(x_BTW.dtype), earlier_BTW)
+        return y_BTW, inputs_BSW[:, -num_before:].clone()
+
+    def each(self, parts: Sequence[Tensor], state_BRW: Tensor | None) -> tuple[Sequence[Tensor], Any]:
+        """`read` of the W channels in several parts, such as queries, keys and values, from the start not joined."""
+        if not self.delays:
+            return parts, state_BRW
+        widths = [x_BTP.size(-1) for x_BTP in parts]
+        if state_BRW is not None:
+            y_BTW, state_BRW = self.read(torch.cat(tuple(parts), -1), state_BRW)
+            return y_BTW.split(widths, -1), state_BRW
+        pairs = zip(parts, torch.stack(list(self.taps)).split(widths, -1), strict=True)
+        return [delayed_sum(x_BTP, tap_NP.to(x_BTP.dtype), self.delays) for x_BTP, tap_NP in pairs], None
 
     def init_state(self, batch_size: int) -> Tensor:
         """What lies before the first position, the last inputs (B, R, W): zeros."""
         return self.before.expand(batch_size, -1, -1)
-
-    def step(self, x_BW: Tensor, state_BRW: Tensor) -> tuple[Tensor, Tensor]:
-        """One position (B, W) of `forward`."""
-        if not self.delays:
-            return x_BW, state_BRW
-        inputs_BRW, y_BW = torch.cat((state_BRW.to(x_BW.dtype), x_BW.unsqueeze(1)), 1), x_BW
-        for delay, tap_W in zip(self.delays, self.taps, strict=True):
-            y_BW = torch.addcmul(y_BW, tap_W.to(x_BW.dtype), inputs_BRW[:, -1 - delay])
-        return y_BW, inputs_BRW[:, 1:]
 
     def flops_per_token(self) -> int:
         """A multiply-add for each tap and channel."""

@@ -12,7 +12,8 @@ Shapes: B batch, T time, D width, H heads, K width of a head, R rank.
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, NamedTuple
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +24,7 @@ from models.growth import GrowableModel
 from models.layers import (
     ROPE_BASE,
     Layer,
+    Mixer,
     Positions,
     check_choice,
     check_heads,
@@ -41,21 +43,30 @@ Mixing = Literal["detail", "aft"]
 Recursion = Literal["each", "all"]
 
 
-def attention_on_detail(q_BTD: Tensor, k_BTD: Tensor, v_BTD: Tensor) -> Tensor:
-    """ReLU(q_t) * sum_{s<=t} sigmoid(k_s) * v_s, channel by channel: three (B, T, D) -> (B, T, D)."""
-    y_BTD: Tensor = F.relu(q_BTD) * cumulative_sum(k_BTD.sigmoid() * v_BTD)
-    return y_BTD
+def attention_on_detail(
+    q_BTD: Tensor, k_BTD: Tensor, v_BTD: Tensor, before_BD: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """ReLU(q_t) * sum_{s<=t} sigmoid(k_s) * v_s, channel by channel: three (B, T, D) -> (B, T, D), and the sums.
+
+    The sums (B, T, D) go on from `before_BD`, if anything came before.
+    """
+    values_BTD = cumulative_sum(k_BTD.sigmoid() * v_BTD, before_BD=before_BD)
+    return F.relu(q_BTD) * values_BTD, values_BTD
 
 
-def attention_free(q_BTD: Tensor, k_BTD: Tensor, v_BTD: Tensor, bound: float) -> Tensor:
+def attention_free(
+    q_BTD: Tensor, k_BTD: Tensor, v_BTD: Tensor, bound: float, before: Sequence[Tensor | None] = (None, None)
+) -> tuple[Tensor, Tensor, Tensor]:
     """AFT-simple, causal: sigmoid(q_t) times the mean of v_s, s <= t, weighted by exp(k_s); (B, T, D) all of them.
 
     Keys are at most `bound`, as QK-norm makes them: exp(k - bound) never overflows, however long the sequence, and
-    down to k = -bound, with a bound of 40, it is far from underflow.
+    down to k = -bound, with a bound of 40, it is far from underflow. With the result come the sums of weighted values
+    and of weights, which go on from those `before`, (B, D) each, if anything came before.
     """
     weight = k_BTD.to(accumulation_dtype(k_BTD.dtype)).sub(bound).exp()
-    y_BTD: Tensor = q_BTD.sigmoid() * cumulative_sum(weight * v_BTD) / cumulative_sum(weight)
-    return y_BTD
+    values_BTD = cumulative_sum(weight * v_BTD, before_BD=before[0])
+    weights_BTD = cumulative_sum(weight, before_BD=before[1])
+    return q_BTD.sigmoid() * values_BTD / weights_BTD, values_BTD, weights_BTD
 
 
 def mixing_reference(q_BTD: Tensor, k_BTD: Tensor, v_BTD: Tensor, mixing: Mixing) -> Tensor:
@@ -115,16 +126,17 @@ class FactorisedHead(nn.Module):
 class RunningSums(NamedTuple):
     """What a block remembers: sums over the positions so far, in float32 at least, and their number.
 
-    values: (B, D). weights: (B, D), or (B, 0) where the mixing needs none. recent: the local mixing's state.
+    values: (B, D). weights: (B, D), or (B, 0) where the mixing needs none. recent: the local mixing's state. length:
+    int64, without dimensions.
     """
 
     values: Tensor
     weights: Tensor
     recent: Tensor
-    length: int
+    length: Tensor
 
 
-class Block(nn.Module):
+class Block(Mixer):
     """(B, T, D) -> (B, T, D): x + Attention(norm x) + SwiGLU(norm x).
 
     Args:
@@ -175,9 +187,11 @@ class Block(nn.Module):
         """Queries, keys and values of the normed (..., D)."""
         return self.query(normed), self.key(normed), self.value(normed)
 
-    def place(self, x_BTD: Tensor, start: int) -> Tensor:
-        """Queries or keys (B, T, D), head by head of unit root mean square, with rotary positions if there are any."""
-        return place(split_heads(x_BTD, self.num_heads), start, self.rope_base).transpose(1, 2).flatten(2)
+    def place(self, q_BTD: Tensor, k_BTD: Tensor, start: int | Tensor) -> tuple[Tensor, Tensor]:
+        """Queries and keys (B, T, D), head by head of unit root mean square, with rotary positions if there are any."""
+        q, k = (split_heads(x, self.num_heads) for x in (q_BTD, k_BTD))
+        q, k = place(q, k, start, self.rope_base)
+        return q.transpose(1, 2).flatten(2), k.transpose(1, 2).flatten(2)
 
     def add_branches(self, x: Tensor, normed: Tensor, mixed: Tensor) -> Tensor:
         """Add to x the single-layer SwiGLU of what was mixed and the SwiGLU network of the normed x, all (..., D)."""
@@ -186,35 +200,29 @@ class Block(nn.Module):
         y: Tensor = x + attention + self.down(F.silu(self.gate(normed)) * self.up(normed))
         return y
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        """(B, T, D) -> (B, T, D)."""
+    def read(self, x_BTD: Tensor, state: RunningSums | None) -> tuple[Tensor, Any]:
+        """(B, T, D) -> (B, T, D) after what the state has seen, and the next state."""
+        start, before, recent = (state.length, state[:2], state.recent) if state else (0, (None, None), None)
         normed = rms_norm(x_BTD)
-        q, k, v = self.local_mixing.each(*self.projections(normed))
-        q, k = self.place(q, 0), self.place(k, 0)
-        mixed = attention_on_detail(q, k, v) if self.mixing == "detail" else attention_free(q, k, v, self.bound)
-        return self.add_branches(x_BTD, normed, mixed)
+        (q, k, v), recent = self.local_mixing.each(self.projections(normed), recent)
+        q, k = self.place(q, k, start)
+        if self.mixing == "detail":
+            mixed, *sums = attention_on_detail(q, k, v, before[0])
+        else:
+            mixed, *sums = attention_free(q, k, v, self.bound, before)
+        y_BTD = self.add_branches(x_BTD, normed, mixed)
+        if state is None:
+            return y_BTD, None
+        values, *weights = (sum_BTD[:, -1].clone() for sum_BTD in sums)
+        length = state.length + x_BTD.size(1)
+        return y_BTD, RunningSums(values, weights[0] if weights else state.weights, recent, length)
 
     def init_state(self, batch_size: int) -> RunningSums:
         """Sums over no positions."""
         dtype = accumulation_dtype(self.mix_out.weight.dtype)
         values = self.mix_out.weight.new_zeros(batch_size, self.d_model, dtype=dtype)
-        recent = self.local_mixing.init_state(batch_size)
-        return RunningSums(values, values if self.mixing == "aft" else values[:, :0], recent, 0)
-
-    def step(self, x_BD: Tensor, state: RunningSums) -> tuple[Tensor, RunningSums]:
-        """One position (B, D) of `forward`."""
-        normed, weights = rms_norm(x_BD), state.weights
-        qkv, recent = self.local_mixing.step(torch.cat(self.projections(normed), -1), state.recent)
-        q, k, v = qkv.chunk(3, -1)
-        q, k = self.place(torch.stack((q, k)).flatten(0, 1).unsqueeze(1), state.length).squeeze(1).chunk(2)
-        if self.mixing == "detail":
-            values = state.values + (k.sigmoid() * v)
-            mixed = F.relu(q) * values
-        else:
-            weight = k.to(accumulation_dtype(k.dtype)).sub(self.bound).exp()
-            values, weights = state.values + weight * v, weights + weight
-            mixed = q.sigmoid() * values / weights
-        return self.add_branches(x_BD, normed, mixed), RunningSums(values, weights, recent, state.length + 1)
+        weights, recent = values if self.mixing == "aft" else values[:, :0], self.local_mixing.init_state(batch_size)
+        return RunningSums(values, weights, recent, values.new_zeros((), dtype=torch.int64))
 
     def flops_per_token(self, seq_len: int) -> int:
         """The matrices, all of them linear maps, and the local mixing."""
@@ -222,9 +230,10 @@ class Block(nn.Module):
         return 2 * weights + self.local_mixing.flops_per_token()
 
     def state_bytes(self, seq_len: int) -> int:
-        """One sum, or two, in float32 at least, and the local mixing's."""
+        """One sum, or two, in float32 at least, the local mixing's, and the length."""
         itemsize = accumulation_dtype(self.mix_out.weight.dtype).itemsize
-        return self.d_model * (2 if self.mixing == "aft" else 1) * itemsize + self.local_mixing.state_bytes()
+        sums = self.d_model * (2 if self.mixing == "aft" else 1) * itemsize
+        return sums + self.local_mixing.state_bytes() + torch.int64.itemsize
 
 
 class Palm(GrowableModel):

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from models.growth import GrowableModel
 from models.layers import (
     ROPE_BASE,
+    Mixer,
     Positions,
     check_heads,
     check_positive,
@@ -38,7 +39,8 @@ class CardState(NamedTuple):
     """What a layer remembers of one place in the text.
 
     card: sums of writes (B, D), in float32 at least; with carry_norm those of earlier chunks alone. local: with
-    carry_norm the sums of this chunk, else (B, 0). recent: the local mixing's state. place: position in the chunk.
+    carry_norm the sums of this chunk, else (B, 0). recent: the local mixing's state. place: with carry_norm the
+    positions of this chunk so far, else 0.
     """
 
     card: Tensor
@@ -79,39 +81,39 @@ def head_networks(card_HMK: Tensor, own_HMK: Tensor, up_HFI: Tensor, down_HKF: T
     return hidden_HMF @ down_HKF.mT
 
 
-class RotaryPositions(nn.Module):
+class RotaryPositions(Mixer):
     """(B, T, D) -> (B, T, D): the first layer, which rotates embeddings by their positions, as one head of width D.
 
     Args:
         base: Base of the rotary positions' frequencies.
     """
 
+    start: Tensor
+
     def __init__(self, base: float = ROPE_BASE) -> None:
         super().__init__()
         self.base = base
+        self.register_buffer("start", torch.zeros((), dtype=torch.int64), persistent=False)
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        """(B, T, D) -> (B, T, D)."""
-        return rotary(x_BTD, 0, self.base)
+    def read(self, x_BTD: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """(B, T, D) -> (B, T, D) from the position in the state on, and the next position."""
+        start, following = (0, None) if state is None else (state, state + x_BTD.size(1))
+        return rotary(x_BTD, start, self.base), following
 
-    def init_state(self, batch_size: int) -> int:
-        """The next position."""
-        return 0
-
-    def step(self, x_BD: Tensor, state: int) -> tuple[Tensor, int]:
-        """One position (B, D) of `forward`."""
-        return rotary(x_BD.unsqueeze(1), state, self.base).squeeze(1), state + 1
+    def init_state(self, batch_size: int) -> Tensor:
+        """The next position, int64 without dimensions."""
+        return self.start
 
     def flops_per_token(self, seq_len: int) -> int:
         """No matrix product."""
         return 0
 
     def state_bytes(self, seq_len: int) -> int:
-        """No tensor."""
-        return 0
+        """The next position."""
+        return self.start.element_size()
 
 
-class PassTheCard(nn.Module):
+class PassTheCard(Mixer):
     """(B, T, D) -> (B, T, D): read the card, think in each head, add the answer; write a mark for later tokens.
 
     The heads' matrices are stored stacked, `up` (H F, 2 K) and `down` (H K, F), as Muon takes two dimensions only.
@@ -168,15 +170,37 @@ class PassTheCard(nn.Module):
         projected: Tensor = self.out(y_HMK.transpose(0, 1).reshape(own.shape))
         return projected
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        """(B, T, D) -> (B, T, D)."""
-        own = self.local_mixing(rms_norm(x_BTD))
-        writes = self.writes(own)
+    def cards(self, writes_BTD: Tensor) -> Tensor:
+        """The card at every position of a text: (B, T, D) -> (B, T, D)."""
         if self.carry_norm:
-            card = earlier_sum_carry_normed(writes, self.chunk_size, self.num_heads)
-        else:
-            card = earlier_sum(writes, self.chunk_size)
-        return x_BTD + self.answers(card, own)
+            return earlier_sum_carry_normed(writes_BTD, self.chunk_size, self.num_heads)
+        return earlier_sum(writes_BTD, self.chunk_size)
+
+    def read(self, x_BTD: Tensor, state: CardState | None) -> tuple[Tensor, CardState | None]:
+        """(B, T, D) -> (B, T, D) after what the state has seen, and the next state."""
+        own, recent = self.local_mixing.read(rms_norm(x_BTD), state.recent if state else None)
+        writes = self.writes(own)
+        if state is None:
+            return x_BTD + self.answers(self.cards(writes), own), None
+        # What was written before counts as if it had been written at once, and one position more has the next card.
+        before = self.written(state)
+        writes = F.pad(torch.cat((before, writes.to(before.dtype)), 1), (0, 0, 0, 1))
+        cards = self.cards(writes)[:, before.size(1) :]
+        y_BTD = x_BTD + self.answers(cards[:, :-1], own)
+        if not self.carry_norm:
+            return y_BTD, CardState(cards[:, -1].clone(), state.local, recent, 0)
+        place = (state.place + x_BTD.size(1) - 1) % self.chunk_size + 1
+        card_BD, local_BD = writes[:, : -1 - place].sum(1), writes[:, -1 - place :].sum(1)
+        return y_BTD, CardState(card_BD, local_BD, recent, place)
+
+    def written(self, state: CardState) -> Tensor:
+        """Writes (B, S, D) whose cards are those of the state: one, or with carry_norm chunks up to its place."""
+        if not self.carry_norm:
+            return state.card.unsqueeze(1)
+        chunks = [F.pad(state.card.unsqueeze(1), (0, 0, 0, self.chunk_size - 1))]
+        if state.place:
+            chunks.append(F.pad(state.local.unsqueeze(1), (0, 0, 0, state.place - 1)))
+        return torch.cat(chunks, 1)
 
     def init_state(self, batch_size: int) -> CardState:
         """An empty card."""
@@ -192,7 +216,7 @@ class PassTheCard(nn.Module):
         writes = self.writes(own)
         if not self.carry_norm:
             y_BD = x_BD + self.answers(card_BD, own)
-            return y_BD, CardState(card_BD + writes, local_BD, recent, place + 1)
+            return y_BD, CardState(card_BD + writes, local_BD, recent, place)
         if place == self.chunk_size:
             card_BD, local_BD, place = card_BD + local_BD, torch.zeros_like(local_BD), 0
         y_BD = x_BD + self.answers(head_norm(card_BD, self.num_heads) + local_BD, own)

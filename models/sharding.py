@@ -87,7 +87,8 @@ class Sharding:
         for module in self.sharded:
             fully_shard(module, mesh=mesh)
         for layer in layers:
-            register_fsdp_forward_method(layer, "step")
+            for method in ("prefill", "step"):
+                register_fsdp_forward_method(layer, method)
         for method in methods:
             setattr(model, method, partial(root, getattr(model, method)))
 

@@ -24,9 +24,9 @@ from models.growth import GrowableModel, GrowthRules, normal_rows, num_copies, r
 from models.layers import (
     ROPE_BASE,
     KVCache,
+    Mixer,
     Positions,
-    causal_attention,
-    causal_attention_step,
+    cached_attention,
     check_choice,
     check_heads,
     check_positive,
@@ -178,7 +178,7 @@ NORMS = {"rms": rms_norm, "layer": layer_norm}
 BlockState = tuple[KVCache, Tensor]
 
 
-class Block(nn.Module):
+class Block(Mixer):
     """(B, T, D) -> (B, T, D): causal attention and a feed-forward network, all of Pattention, each added to its input.
 
     Args:
@@ -220,28 +220,19 @@ class Block(nn.Module):
         normed = self.norm(x)
         return self.query(normed), self.key(normed), self.value(normed)
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        """(B, T, D) -> (B, T, D)."""
-        q, k, v = self.local_mixing.each(*self.projections(x_BTD))
-        y_BTD = causal_attention(q, k, v, self.num_heads, self.rope_base)
+    def read(self, x_BTD: Tensor, state: BlockState | None) -> tuple[Tensor, Any]:
+        """(B, T, D) -> (B, T, D) after what the state has seen, and the next state."""
+        cache, recent = state or (None, None)
+        (q, k, v), recent = self.local_mixing.each(self.projections(x_BTD), recent)
+        y_BTD, cache = cached_attention(q, k, v, self.num_heads, self.rope_base, cache)
         x_BTD = x_BTD + self.out(y_BTD)
-        z_BTD: Tensor = self.ffn(self.norm(x_BTD))
-        return x_BTD + z_BTD
+        return x_BTD + self.ffn(self.norm(x_BTD)), (cache, recent)
 
     def init_state(self, batch_size: int) -> BlockState:
         """An empty key-value cache, and the local mixing's."""
         like = self.out.key_param_tokens
         cache = KVCache.empty(batch_size, self.num_heads, self.d_model // self.num_heads, like)
         return cache, self.local_mixing.init_state(batch_size)
-
-    def step(self, x_BD: Tensor, state: BlockState) -> tuple[Tensor, BlockState]:
-        """One position (B, D) of `forward`."""
-        cache, recent = state
-        qkv, recent = self.local_mixing.step(torch.cat(self.projections(x_BD), -1), recent)
-        q, k, v = qkv.chunk(3, -1)
-        y_BD, cache = causal_attention_step(q, k, v, cache, self.rope_base)
-        x_BD = x_BD + self.out(y_BD)
-        return x_BD + self.ffn(self.norm(x_BD)), (cache, recent)
 
     def flops_per_token(self, seq_len: int) -> int:
         """Five Pattentions, the local mixing, and two products over `seq_len` positions."""
@@ -250,7 +241,7 @@ class Block(nn.Module):
 
     def state_bytes(self, seq_len: int) -> int:
         """The cache, and the local mixing's."""
-        cache = KVCache.num_bytes(seq_len, self.d_model, self.out.key_param_tokens.element_size())
+        cache = KVCache.num_bytes(seq_len, self.d_model, self.out.key_param_tokens)
         return cache + self.local_mixing.state_bytes()
 
 

@@ -11,6 +11,8 @@ Shapes: B batch, T time, D width, H heads.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -18,9 +20,9 @@ from models.growth import GrowableModel
 from models.layers import (
     ROPE_BASE,
     KVCache,
+    Mixer,
     Positions,
-    causal_attention,
-    causal_attention_step,
+    cached_attention,
     check_heads,
     check_positive,
     init_input,
@@ -33,7 +35,7 @@ from models.local_mixing import LocalMixing, LocalMixingKind
 BlockState = tuple[KVCache, Tensor]
 
 
-class Block(nn.Module):
+class Block(Mixer):
     """(B, T, D) -> (B, T, D): causal attention and a feed-forward network, each added to its input.
 
     Args:
@@ -77,23 +79,18 @@ class Block(nn.Module):
         y: Tensor = self.down(F.relu(self.up(rms_norm(x))).square())
         return x + y
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        """(B, T, D) -> (B, T, D)."""
-        q, k, v = self.local_mixing(self.qkv(rms_norm(x_BTD))).chunk(3, -1)
-        return self.feed_forward(x_BTD + self.out(causal_attention(q, k, v, self.num_heads, self.rope_base)))
+    def read(self, x_BTD: Tensor, state: BlockState | None) -> tuple[Tensor, Any]:
+        """(B, T, D) -> (B, T, D) after what the state has seen, and the next state."""
+        cache, recent = state or (None, None)
+        qkv, recent = self.local_mixing.read(self.qkv(rms_norm(x_BTD)), recent)
+        q, k, v = qkv.chunk(3, -1)
+        y_BTD, cache = cached_attention(q, k, v, self.num_heads, self.rope_base, cache)
+        return self.feed_forward(x_BTD + self.out(y_BTD)), (cache, recent)
 
     def init_state(self, batch_size: int) -> BlockState:
         """An empty key-value cache, and the local mixing's."""
         cache = KVCache.empty(batch_size, self.num_heads, self.d_model // self.num_heads, self.out.weight)
         return cache, self.local_mixing.init_state(batch_size)
-
-    def step(self, x_BD: Tensor, state: BlockState) -> tuple[Tensor, BlockState]:
-        """One position (B, D) of `forward`."""
-        cache, recent = state
-        qkv, recent = self.local_mixing.step(self.qkv(rms_norm(x_BD)), recent)
-        q, k, v = qkv.chunk(3, -1)
-        y_BD, cache = causal_attention_step(q, k, v, cache, self.rope_base)
-        return self.feed_forward(x_BD + self.out(y_BD)), (cache, recent)
 
     def flops_per_token(self, seq_len: int) -> int:
         """Four projections, the two of the FFN, two products over `seq_len` positions, and the local mixing."""
@@ -102,7 +99,7 @@ class Block(nn.Module):
 
     def state_bytes(self, seq_len: int) -> int:
         """The cache, and the local mixing's."""
-        cache = KVCache.num_bytes(seq_len, self.d_model, self.out.weight.element_size())
+        cache = KVCache.num_bytes(seq_len, self.d_model, self.out.weight)
         return cache + self.local_mixing.state_bytes()
 
 

@@ -11,14 +11,14 @@ Shapes: B batch, T time, D width, M levels (m), K attended levels (k).
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.growth import GrowableModel
-from models.layers import check_choice, check_positive, init_input, init_output, rms_norm
+from models.layers import Mixer, check_choice, check_positive, init_input, init_output, rms_norm
 from models.local_mixing import LocalMixing, LocalMixingKind
 from models.scan import accumulation_dtype, full_precision
 from models.sparse_rnn.scan import DenseScan, Rule, SparseScan, gains, rms_scale, sparse_step
@@ -81,19 +81,22 @@ class SparseRecurrence(nn.Module):
             rows, rule = rows.to(dtype), rule and (rule[0].to(dtype), rule[1].to(dtype), rule[2].to(dtype))
         return rows, rule
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator] # a loop over time, which a compiler would unroll
     def forward(self, drive_BTM: Tensor) -> Tensor:
         """(B, T, M) -> (B, T, M), in float32 at least."""
-        dtype = accumulation_dtype(drive_BTM.dtype)
+        y_BTM: Tensor = self.read(drive_BTM, self.init_state(drive_BTM.size(0)))[0]
+        return y_BTM
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator] # a loop over time, which a compiler would unroll
+    def read(self, drive_BTM: Tensor, state: State) -> tuple[Tensor, State]:
+        """(B, T, M) -> (B, T, M) from any state on, in float32 at least, and the next state."""
+        dtype, window, (x_BM, b_BM) = accumulation_dtype(drive_BTM.dtype), self.bptt_window or 0, state
         with full_precision(drive_BTM):
-            drive_TBM = drive_BTM.to(dtype).transpose(0, 1).contiguous()
-            x_BM, (rows_MM, rule) = rms_norm(self.start.to(dtype)).expand_as(drive_TBM[0]), self.weights(dtype)
-            window = self.bptt_window or 0
+            drive_TBM, (rows_MM, rule) = drive_BTM.to(dtype).transpose(0, 1).contiguous(), self.weights(dtype)
             if self.variant == "dense":
-                y = DenseScan.apply(drive_TBM, x_BM, rows_MM, window)  # type: ignore[no-untyped-call]
+                y_TBM = DenseScan.apply(drive_TBM, x_BM, rows_MM, window)  # type: ignore[no-untyped-call]
             else:
-                y = SparseScan.apply(drive_TBM, x_BM, rows_MM, self.k, window, *(rule or ()))  # type: ignore[no-untyped-call]
-        return cast(Tensor, y).transpose(0, 1)
+                y_TBM, b_BM = SparseScan.apply(drive_TBM, x_BM, b_BM, rows_MM, self.k, window, *(rule or ()))  # type: ignore[no-untyped-call]
+        return y_TBM.transpose(0, 1), (y_TBM[-1].clone(), b_BM)
 
     def init_state(self, batch_size: int) -> State:
         """The learned first stimulus, no inhibition."""
@@ -139,7 +142,7 @@ def scan_reference(layer: SparseRecurrence, drive_BTM: Tensor) -> Tensor:
     return torch.stack(states, 1)
 
 
-class Block(nn.Module):
+class Block(Mixer):
     """(B, T, D) -> (B, T, D): the recurrent net and a feed-forward network, each added to its input.
 
     Args:
@@ -182,9 +185,12 @@ class Block(nn.Module):
         y: Tensor = x + self.down(F.relu(self.up(rms_norm(x))).square())
         return y
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        """(B, T, D) -> (B, T, D)."""
-        return self.add_branches(x_BTD, self.recurrence(self.local_mixing(self.drive(rms_norm(x_BTD)))))
+    def read(self, x_BTD: Tensor, state: BlockState | None) -> tuple[Tensor, Any]:
+        """(B, T, D) -> (B, T, D) after what the state has seen, and the next state."""
+        levels, recent = state or (self.recurrence.init_state(x_BTD.size(0)), None)
+        drive_BTM, recent = self.local_mixing.read(self.drive(rms_norm(x_BTD)), recent)
+        stimulus_BTM, levels = self.recurrence.read(drive_BTM, levels)
+        return self.add_branches(x_BTD, stimulus_BTM), (levels, recent)
 
     def init_state(self, batch_size: int) -> BlockState:
         """The recurrent net's, and the local mixing's."""

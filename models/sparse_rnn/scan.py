@@ -102,11 +102,11 @@ class SparseScan(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, drive_TBM: Tensor, x_BM: Tensor, rows_MM: Tensor, k: int, window: int, *rule: Tensor
-    ) -> Tensor:
-        """Drives (T, B, M) and the first stimulus -> stimuli (T, B, M)."""
+        ctx: Any, drive_TBM: Tensor, x_BM: Tensor, b_BM: Tensor, rows_MM: Tensor, k: int, window: int, *rule: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Drives (T, B, M) and the stimulus and inhibition before -> stimuli (T, B, M) and the last inhibition."""
         states_TBM, scales, choices = torch.empty_like(drive_TBM), [], []
-        b_BM, network = torch.zeros_like(x_BM), cast(Rule, rule) if rule else None
+        network = cast(Rule, rule) if rule else None
         offsets_B = torch.arange(0, x_BM.size(0) * k, k, device=x_BM.device)
         for drive_BM, state_BM in zip(drive_TBM.unbind(0), states_TBM.unbind(0), strict=True):
             pre_BM, b_BM, chosen = sparse_step(x_BM, b_BM, drive_BM, rows_MM, network, k, offsets_B)
@@ -116,16 +116,16 @@ class SparseScan(torch.autograd.Function):
         chosen_TBK = (torch.stack(column) for column in zip(*choices, strict=True))
         ctx.save_for_backward(states_TBM, torch.stack(scales), *chosen_TBK, rows_MM, *rule)
         ctx.window = window
-        return states_TBM
+        return states_TBM, b_BM.clone()  # a function must not return its input, which nothing has inhibited
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of drives, first stimulus, rows and rule; none crosses the border of a window."""
+        """Gradients of drives, first stimulus and inhibition, rows and rule; none crosses the border of a window."""
         states, scales, args, x_TBK, b_TBK, weights, rows_MM, *rule = ctx.saved_tensors
         network = Network(x_TBK, b_TBK, cast(Rule, tuple(rule))) if rule else None
         dpre_TBM, dg_TBK, df_TBK = torch.empty_like(states), torch.empty_like(x_TBK), torch.empty_like(x_TBK)
-        dx_BM, db_BM = torch.zeros_like(states[0]), torch.zeros_like(states[0])
+        dx_BM, db_BM = torch.zeros_like(states[0]), gradients[1].clone()
         offsets_B = bag_offsets(args[0])
         bags_N = bag_numbers(args[0])
         for t in range(len(args) - 1, -1, -1):
@@ -140,7 +140,7 @@ class SparseScan(torch.autograd.Function):
                 dx_BM.zero_()
                 db_BM.zero_()
         drule = network.gradients(dg_TBK, df_TBK) if network is not None else ()
-        return dpre_TBM, dx_BM, rows_gradient(args, weights, dpre_TBM, rows_MM), None, None, *drule
+        return dpre_TBM, dx_BM, db_BM, rows_gradient(args, weights, dpre_TBM, rows_MM), None, None, *drule
 
 
 class Network:

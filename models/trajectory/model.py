@@ -311,6 +311,14 @@ class Block(nn.Module):
         y_BD, memory = self.memory.step(seen_BD, memory)
         return self.feed_forward(x_BD + y_BD), (memory, recent)
 
+    def prefill(self, x_BTD: Tensor, state: BlockState) -> tuple[Tensor, BlockState]:
+        """Several positions (B, T, D) of `forward`, one after the other."""
+        outputs = []
+        for x_BD in x_BTD.unbind(1):
+            y_BD, state = self.step(x_BD, state)
+            outputs.append(y_BD)
+        return torch.stack(outputs, 1), state
+
     def flops_per_token(self, seq_len: int) -> int:
         """The memory's and the local mixing's, whatever the length, and two matrices."""
         mixer = self.memory.flops_per_token() + self.local_mixing.flops_per_token()

@@ -2,6 +2,7 @@
 
 import inspect
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -71,16 +72,18 @@ MODELS = {
 }
 
 
+def built(name, **options):
+    """A model in evaluation mode, of which every path matters: there are no zeros."""
+    model = MODELS[name](**options).eval()
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator) * 0.3
+    return model
+
+
 @pytest.fixture(params=MODELS)
 def build(request):
-    def make(**kw):
-        model = MODELS[request.param](**kw).eval()
-        generator = torch.Generator().manual_seed(0)
-        for parameter in model.parameters():  # no zeros: every path must matter
-            parameter.data = torch.randn(parameter.shape, generator=generator) * 0.3
-        return model
-
-    return make
+    return partial(built, request.param)
 
 
 @pytest.mark.parametrize("num_layers", [1, 3])
@@ -93,6 +96,41 @@ def test_streaming_equals_parallel(build, num_layers, length):
         step_logits, state = model.step(tokens[:, t], state)
         logits.append(step_logits)
     torch.testing.assert_close(torch.stack(logits, 1), model(tokens), rtol=0, atol=1e-4)
+
+
+def assert_same_streams(model, first, second, steps=7):
+    """Two states after which the model reads the same tokens in the same way, step by step and at once."""
+    for token in torch.randint(11, (steps, 3)):
+        (first_logits, first), (second_logits, second) = model.step(token, first), model.step(token, second)
+        torch.testing.assert_close(first_logits, second_logits, rtol=0, atol=1e-11)
+    tokens = torch.randint(11, (3, 5))
+    torch.testing.assert_close(*(model.prefill(tokens, state)[0] for state in (first, second)), rtol=0, atol=1e-11)
+
+
+PREFILLED = (
+    {name: {} for name in MODELS}
+    | {
+        f"{name} {local_mixing}": {"local_mixing": local_mixing}
+        for name in ("Transformer", "TokenFormer", "Palm", "PotatoLM", "SparseRNN", "TrajectoryLM")
+        for local_mixing in ("shift", "conv")
+    }
+    | {f"{name} none": {"positions": "none"} for name in ("Transformer", "TokenFormer", "Palm", "PotatoLM-carry")}
+)
+
+
+@pytest.mark.parametrize("name", PREFILLED)
+@pytest.mark.parametrize("lengths", [(1, MIN_CACHE + 5), (9, 2, 5, 1)])
+def test_prefill_from_any_state_is_stepping(name, lengths):
+    model = built(name.split()[0], num_layers=2, **PREFILLED[name]).double()
+    stepped, filled = model.init_state(3), model.init_state(3)
+    with torch.no_grad():
+        for length in lengths:
+            tokens = torch.randint(11, (3, length))
+            for token in tokens.unbind(1):
+                expected, stepped = model.step(token, stepped)
+            logits, filled = model.prefill(tokens, filled)
+            torch.testing.assert_close(logits, expected, rtol=0, atol=1e-11)
+        assert_same_streams(model, stepped, filled)
 
 
 @pytest.mark.parametrize("name", ["Transformer", "Palm", "Palm-aft", "PotatoLM", "PotatoLM-carry", "SparseRNN"])

@@ -38,7 +38,7 @@ def build():
 
 
 def shard(model, mesh):
-    return Sharding(model, list(model.layers), ("forward", "step", "loss", "evaluate"), mesh)
+    return Sharding(model, list(model.layers), ("forward", "prefill", "step", "loss", "evaluate"), mesh)
 
 
 def hand_over_sharded(model, optimizer, mesh):

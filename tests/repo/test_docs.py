@@ -234,6 +234,7 @@ for token in tokens.unbind(1):
     logits_BV, state = model.step(token, state)
     logits.append(logits_BV)
 torch.testing.assert_close(torch.stack(logits, 1), model(tokens))
+torch.testing.assert_close(model.prefill(tokens, model.init_state(2))[0], logits[-1])
 """
 COUNTS = """
 import numpy as np
