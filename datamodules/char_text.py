@@ -21,10 +21,12 @@ from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
 
 from datamodules.base import IGNORED, Batch, SampleStream, TaskData, check_at_least
-from datamodules.corpora import CHUNK, PYTHON_STDLIB, Corpus, load_corpus
+from datamodules.corpora import PYTHON_STDLIB, Corpus, load_corpus, shown_name
+from datamodules.encoding import TRAIN_PERCENT
 from datamodules.randomness import Ints, random_bits, random_integers, stream_key
 
-SPLITS = {"90/5/5": (90, 95, 95), "90/10": (90, 100, 90)}  # ends of train and validation, begin of test, in percent
+# Ends of train and validation, begin of test, in percent.
+SPLITS = {"90/5/5": (TRAIN_PERCENT, 95, 95), "90/10": (TRAIN_PERCENT, 100, 90)}
 
 
 def shown(characters: Sequence[str]) -> str:
@@ -74,8 +76,9 @@ class CharText(TaskData):
 
     Args:
         corpus: One of python-stdlib (the source of this Python's standard library), tiny-shakespeare, text8, enwik8 (as
-            bytes), or the path of a UTF-8 text file.
-        data_dir: Folder of downloaded corpora.
+            bytes), or the path of a UTF-8 text file, packed (.gz, .zst) or not, or of a folder of such, or several
+            paths; many files are one text, in the order of their paths.
+        data_dir: Folder of downloaded corpora and encoded texts.
         seq_len: Characters in a window.
         split: Parts of the text, in order, for training, validation and test; 90/10 validates and tests on the same
             tenth, as published numbers of tiny-shakespeare do.
@@ -93,7 +96,7 @@ class CharText(TaskData):
     def __init__(
         self,
         *,
-        corpus: str = PYTHON_STDLIB,
+        corpus: str | list[str] = PYTHON_STDLIB,
         data_dir: str = "data",
         seq_len: int = 256,
         split: Literal["90/5/5", "90/10"] = "90/5/5",
@@ -107,7 +110,8 @@ class CharText(TaskData):
         super().__init__(batch_size=batch_size, num_workers=num_workers, seed=seed)
         self.save_hyperparameters()
         check_at_least(1, seq_len=seq_len, test_seq_lens=min(test_seq_lens or [1]))
-        self.corpus_name, self.data_dir, self.split = corpus, data_dir, split
+        self.corpus_given, self.corpus_name = corpus, shown_name(corpus)
+        self.data_dir, self.split = data_dir, split
         self.seq_len = seq_len
         check_at_least(0, test_history=test_history)
         self.test_history = test_history
@@ -119,7 +123,7 @@ class CharText(TaskData):
     @cached_property
     def corpus(self) -> Corpus:
         """The text, read when it is first needed, unless it was read and put here before."""
-        return load_corpus(self.corpus_name, self.data_dir)
+        return load_corpus(self.corpus_given, self.data_dir)
 
     @property
     def vocabulary(self) -> str:
@@ -160,9 +164,8 @@ class CharText(TaskData):
     @property
     def chance(self) -> dict[str, float]:
         """The entropy of the characters, one by one, in the training part."""
-        ids, places = self.parts["train"], range(0, len(self.parts["train"]), CHUNK)
-        counts_V = sum(np.bincount(ids[first : first + CHUNK], minlength=self.vocab_size) for first in places)
-        shares = counts_V[counts_V > 0] / len(ids)
+        counts_V = np.array(self.corpus.train_counts)
+        shares = counts_V[counts_V > 0] / counts_V.sum()
         return {"bits_per_char": float(-(shares * np.log2(shares)).sum())}
 
     def encode(self, text: str) -> list[int]:

@@ -148,7 +148,7 @@ def setting_of(groups: Mapping[str, OptionGroup], val_batches: int, test_batches
     TokenFormer(vocab_size=2, **model)
     Optim(**optim)
     text = CharText(**data)
-    text.corpus = load_corpus(text.corpus_name, text.data_dir, "--data.corpus")
+    text.corpus = load_corpus(text.corpus_given, text.data_dir, "--data.corpus")
     text.check()
     length, typed = len(text.parts["train"]), groups["trainer"].options
     return Setting(model, data, optim, typed, text.vocab_size, length, val_batches, test_batches)

@@ -594,7 +594,7 @@ MISTAKES = {
     "TINY --data.corpus latin.txt": ("--data.corpus latin.txt is not UTF-8", "iconv -f latin1"),
     "TINY --data.corpus gbk.txt": ("--data.corpus gbk.txt is not UTF-8", "iconv -f gb18030"),
     "TINY --data.corpus utf16.txt": ("--data.corpus utf16.txt is not UTF-8", "iconv -f utf-16"),
-    "TINY --data.corpus small_data": ("--data.corpus small_data is a folder",),
+    "TINY --data.corpus small_data": ("--data.corpus small_data has no files",),
     # places: a file where a folder should be, as permissions do not stop every user
     "TINY --run_dir other.txt": ("--run_dir other.txt",),
     "TINY --run_dir other.txt/run": ("--run_dir other.txt/run",),

@@ -1,12 +1,7 @@
 """Character text: windows cover their split once, corpora are verified, every bad text has its own message."""
 
-import dataclasses
 import hashlib
-import io
 import pickle
-import urllib.error
-import urllib.request
-import zipfile
 
 import numpy as np
 import pytest
@@ -187,10 +182,9 @@ def test_a_bad_file_is_refused(text_file, text, message):
 @pytest.mark.parametrize(
     ("corpus", "message"),
     [
-        ("tinyshakespear", "neither a file nor one of python-stdlib, .*; did you mean tiny-shakespeare"),
+        ("tinyshakespear", "neither a file, a folder nor one of python-stdlib, .*; did you mean tiny-shakespeare"),
         ("enwiki8", "did you mean enwik8"),
-        ("no/such/file.txt", "neither a file nor one of .*enwik8$"),
-        (".", "is a folder; give one text file"),
+        ("no/such/file.txt", "neither a file, a folder nor one of .*enwik8$"),
     ],
 )
 def test_a_wrong_name_is_refused(corpus, message):
@@ -218,10 +212,10 @@ def test_windows_that_do_not_fit_are_refused(text_file, options, message):
 def test_messages_name_the_option_that_gave_the_text(tmp_path):
     text = tmp_path / "latin.txt"
     text.write_bytes("é".encode("latin-1"))
-    for name in ("nowhere.txt", str(tmp_path), str(text)):
+    (tmp_path / "empty").mkdir()
+    for name in ("nowhere.txt", str(text), str(tmp_path / "empty")):
         with pytest.raises(ValueError, match=f"^--corpora {name} "):
             corpora.load_corpus(name, "data", "--corpora")
-    assert corpora.by_hand(corpora.DOWNLOADS["text8"], tmp_path, "--data_dir").endswith("its folder by --data_dir")
 
 
 @pytest.mark.parametrize("option", ["seq_len", "test_history"])
@@ -251,72 +245,3 @@ def test_the_default_corpus_is_this_pythons_library():
     assert len(task.corpus.ids) > 3_000_000
     assert set("def (self):\n") < set(task.vocabulary)
     assert task.vocabulary.isascii()
-
-
-def published(text, member=None, encoding="utf-8"):
-    """A small stand-in for a published file, and what its address sends."""
-    file = corpora.Download(
-        "small.txt", "https://example.org/small", len(text), "sha1", hashlib.sha1(text).hexdigest(), member, encoding
-    )
-    if member is None:
-        return file, text
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        archive.writestr(member, text)
-    return file, buffer.getvalue()
-
-
-def answer(monkeypatch, sent):
-    """Let every address send some bytes, or fail; return the list of addresses asked."""
-    asked = []
-
-    def urlopen(url, timeout):
-        asked.append(url)
-        if isinstance(sent, Exception):
-            raise sent
-        return io.BytesIO(sent)
-
-    monkeypatch.setattr(urllib.request, "urlopen", urlopen)
-    return asked
-
-
-@pytest.mark.parametrize("member", [None, "inside"])
-def test_a_corpus_is_downloaded_once_and_verified(monkeypatch, tmp_path, member):
-    file, sent = published(b"once upon a time", member)
-    asked = answer(monkeypatch, sent)
-    monkeypatch.setitem(corpora.DOWNLOADS, "text8", file)
-    for _ in range(2):
-        assert CharText(corpus="text8", data_dir=str(tmp_path / "data")).decode([0, 1]) == " a"
-    assert asked == [file.url]
-    assert [path.name for path in (tmp_path / "data").iterdir()] == ["small.txt"]
-    (tmp_path / "data" / "small.txt").write_text("once upon a tome")
-    with pytest.raises(ValueError, match="small.txt is not the published file .16 bytes, sha1 .*; delete it"):
-        CharText(corpus="text8", data_dir=str(tmp_path / "data")).vocabulary  # noqa: B018
-
-
-@pytest.mark.parametrize(
-    ("sent", "member"),
-    [(urllib.error.URLError("no network"), None), (b"<html>please log in</html>", None), (b"not a zip", "inside")],
-)
-def test_without_the_download_the_message_says_what_to_fetch(monkeypatch, tmp_path, sent, member):
-    file, _ = published(b"once upon a time", member)
-    answer(monkeypatch, sent)
-    monkeypatch.setitem(corpora.DOWNLOADS, "text8", file)
-    with pytest.raises(ValueError, match="cannot be downloaded") as raised:
-        CharText(corpus="text8", data_dir=str(tmp_path)).vocabulary  # noqa: B018
-    for part in (file.url, str(tmp_path / "small.txt"), file.checksum, "16 bytes", "--data.data_dir"):
-        assert part in str(raised.value)
-    assert not list(tmp_path.iterdir())
-
-
-def test_enwik8_is_read_as_bytes(monkeypatch, tmp_path):
-    text = "né\n".encode()
-    file, sent = published(text, "enwik8", "latin-1")
-    answer(monkeypatch, sent)
-    monkeypatch.setitem(corpora.DOWNLOADS, "enwik8", dataclasses.replace(file))
-    assert CharText(corpus="enwik8", data_dir=str(tmp_path)).vocab_size == 4
-
-
-def test_published_checksums_are_whole():
-    for file in corpora.DOWNLOADS.values():
-        assert len(file.checksum) == 2 * hashlib.new(file.algorithm).digest_size
