@@ -17,6 +17,7 @@ MODULES = {
     "RunStopped": "checkpoints",
     "Samples": "samples",
     "ScalingCurves": "scaling_curves",
+    "TensorBoard": "dashboard",
     "Throughput": "throughput",
     "TimeLimit": "time_limit",
 }

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import lightning as L
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
 from callbacks.lightning_internals import completes_step
 
@@ -39,6 +39,34 @@ def total_steps(trainer: L.Trainer) -> int:
 def tensorboard_of(trainer: L.Trainer) -> TensorBoardLogger | None:
     """The TensorBoard logger among those of the trainer, if there is one."""
     return next((logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)), None)
+
+
+def other_loggers(trainer: L.Trainer) -> list[Logger]:
+    """The trainer's loggers but those of TensorBoard."""
+    return [logger for logger in trainer.loggers if not isinstance(logger, TensorBoardLogger)]
+
+
+def text_loggers(trainer: L.Trainer) -> list[TensorBoardLogger | WandbLogger]:
+    """The trainer's loggers that take a text."""
+    return [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger | WandbLogger)]
+
+
+def log_text(trainer: L.Trainer, tag: str, text: str, step: int, *, verbatim: bool = False) -> None:
+    """Give a text to the loggers that take one: TensorBoard, whose texts are Markdown, and W&B, as a table.
+
+    Args:
+        trainer: Whose loggers.
+        tag: Name of the text.
+        text: In Markdown, unless it is verbatim.
+        step: Its place.
+        verbatim: Whether line breaks and signs are to be shown as they are.
+    """
+    markdown = "\n".join(f"    {line}" for line in text.splitlines()) if verbatim else text
+    for logger in text_loggers(trainer):
+        if isinstance(logger, WandbLogger):
+            logger.log_text(tag, columns=["step", "text"], data=[[str(step), text]])
+        else:
+            logger.experiment.add_text(tag, markdown, step)
 
 
 @runtime_checkable

@@ -8,14 +8,15 @@ a strategy (`callbacks.sharding.whole`). Sizes are compared, not counted, so tha
 from __future__ import annotations
 
 import math
-from dataclasses import fields
+from dataclasses import asdict, fields
 from itertools import pairwise
 from typing import Any
 
 import lightning as L
 
-from callbacks.common import in_fit_validation, logged_step, tensorboard_of, total_steps
+from callbacks.common import in_fit_validation, log_text, logged_step, total_steps
 from callbacks.console import say
+from callbacks.lightning_internals import completes_step
 from callbacks.sharding import whole
 from models.base import LanguageModel
 from models.carry import Carry
@@ -75,6 +76,12 @@ class Growth(L.Callback):
         self.rules = GrowthRules(init, split_noise, tau, carry, rewarm_steps, layer_init)
         self._check_schedule()
         self._resumed_at = 0
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What the schedule was made of, as plain values; nothing without steps."""
+        given = {"steps": self.steps, "factor": self.factor} | self.sizes | asdict(self.rules)
+        return {name: value for name, value in given.items() if value is not None} if self.steps else {}
 
     def _check_schedule(self) -> None:
         if any(later <= earlier for earlier, later in pairwise(self.steps)) or (self.steps and self.steps[0] < 1):
@@ -192,21 +199,41 @@ class Growth(L.Callback):
             "(absolute)"
         )
         say(text)
+        metrics = {f"growth/{group}": float(size) for group, size in event["to"].items()}
+        metrics |= {"growth/relative_change": change, "growth/logit_change": event["logit_change"]}
+        metrics |= {f"growth/relative_change/{i}": value for i, value in enumerate(event["relative_change"])}
         for logger in trainer.loggers:
-            metrics = {f"growth/{group}": float(size) for group, size in event["to"].items()}
-            metrics |= {"growth/relative_change": change, "growth/logit_change": event["logit_change"]}
-            metrics |= {f"growth/relative_change/{i}": value for i, value in enumerate(event["relative_change"])}
             logger.log_metrics(metrics, step=event["step"])
-        if tensorboard := tensorboard_of(trainer):
-            tensorboard.experiment.add_text("growth/event", text, event["step"])
+        log_text(trainer, "growth/event", text, event["step"])
+
+    # Sizes are steps in their curves: there are points just before and at each growth.
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Log the sizes that a fit begins with, or goes on with after growth on disk."""
+        assert isinstance(pl_module, LanguageModel)
+        is_grown_on_disk = any(event["step"] == trainer.global_step for event in pl_module.growth_events)
+        if trainer.global_step == 0 or is_grown_on_disk:
+            self._log_sizes(trainer, pl_module, trainer.global_step)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Log the sizes before a growth."""
+        assert isinstance(pl_module, LanguageModel)
+        if trainer.global_step in self.steps and completes_step(trainer):
+            self._log_sizes(trainer, pl_module, logged_step(trainer))
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Log the current sizes, so that the curve of sizes has the same points as the curve of quality."""
+        """Log the sizes, so that their curve goes as far as that of quality."""
         assert isinstance(pl_module, LanguageModel)
-        sizes = {f"growth/{group}": float(size) for group, size in pl_module.growing_sizes().items()}
-        if (self.steps or pl_module.growth_events) and in_fit_validation(trainer):
+        if in_fit_validation(trainer) and trainer.global_step not in self.steps:
+            self._log_sizes(trainer, pl_module, logged_step(trainer))
+
+    def _log_sizes(self, trainer: L.Trainer, pl_module: LanguageModel, step: int) -> None:
+        if self.steps or pl_module.growth_events:
+            sizes = {f"growth/{group}": float(size) for group, size in pl_module.growing_sizes().items()}
             for logger in trainer.loggers:
-                logger.log_metrics(sizes, step=logged_step(trainer))
+                logger.log_metrics(sizes, step=step)
 
 
 def _words(sizes: Sizes) -> str:

@@ -25,17 +25,19 @@ from callbacks.common import (
     chance_of,
     description_of,
     in_fit_validation,
+    other_loggers,
     split_measured,
     tensorboard_of,
     total_steps,
 )
 from callbacks.console import say, under
+from callbacks.growth import Growth
 from callbacks.record_file import FORMAT, RECORD, read_record
 from callbacks.throughput import find_throughput
 from models.base import LanguageModel
 
 MAX_TRAINING_POINTS = 500
-COLUMNS = ("d_model", "data", "learning_rate", "model", "num_layers", "optimizer", "seed")  # that all models share
+OPTIONS = ("model", "data", "seed", "max_steps", "processes", "precision")  # of a record, beside its groups
 INTERRUPTIONS = (RunStopped, KeyboardInterrupt, SystemExit)  # Lightning's SIGTERMException is a SystemExit
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -96,7 +98,7 @@ def describe(trainer: L.Trainer, pl_module: LanguageModel, command: Sequence[str
 
 
 class Record(L.Callback):
-    """Keeps record.json in the run folder, and logs the hyper-parameters with the final quality to TensorBoard.
+    """Keeps record.json in the run folder, and logs the options: to TensorBoard at the end, with the final quality.
 
     Args:
         command: Arguments of the command that is carried out, which the record tells.
@@ -129,6 +131,8 @@ class Record(L.Callback):
         carried = {"history": history, "hparams_logged": logged, "measured": measured}
         self.record = describe(trainer, pl_module, self.command) | carried
         self._write(trainer, pl_module, "running")
+        for logger in other_loggers(trainer):
+            logger.log_hyperparams(self._options(trainer))
 
     def _point(self, trainer: L.Trainer, pl_module: LanguageModel, prefix: str) -> dict[str, Any]:
         values = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith(prefix)}
@@ -211,19 +215,30 @@ class Record(L.Callback):
     def _save(self, trainer: L.Trainer, record: dict[str, Any]) -> None:
         write_json(self.path(trainer), record, indent=1)
 
+    def _options(self, trainer: L.Trainer) -> dict[str, Any]:
+        """Every option of the run in one dictionary, so that runs can be told by what differs among them."""
+        options = self.record["data_options"] | self.record["model_options"] | self.record["optim"]
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, Growth):
+                options |= {f"growth.{name}": value for name, value in callback.options.items()}
+        options |= {
+            "accumulate_grad_batches": trainer.accumulate_grad_batches,
+            "gradient_clip_val": trainer.gradient_clip_val,
+        }
+        return options | {name: self.record[name] for name in OPTIONS}
+
     def _log_hyper_parameters(self, trainer: L.Trainer) -> None:
-        """For TensorBoard's HParams: what all models share, once a run folder; costs and quality as hp/*, each time."""
+        """For TensorBoard's HParams: the options, once a run folder; costs and quality as hp/*, each time."""
         quality = {f"hp/{name}": value for name, value in under(self.record["final"], "val").items() if "/" not in name}
         tensorboard = tensorboard_of(trainer)
         if not tensorboard or not quality:
             return
         quality |= {f"hp/{name}": float(self.record[name]) for name in ("parameters", "tokens", "flops", "seconds")}
+        quality["hp/growths"] = float(len(self.record["growth_events"]))
         if self.record["hparams_logged"]:
             tensorboard.log_metrics(quality, trainer.global_step)
             return
-        options = self.record["model_options"] | self.record["optim"] | self.record
-        columns = {name: options[name] for name in COLUMNS if name in options}
-        tensorboard.log_hyperparams(columns, quality, trainer.global_step)
+        tensorboard.log_hyperparams(self._options(trainer), quality, trainer.global_step)
         self.record["hparams_logged"] = True
         self._save(trainer, self.record)
 

@@ -1,4 +1,4 @@
-"""Text that the model writes after each validation, in TensorBoard: what the curves mean.
+"""Text that the model writes after each validation, in TensorBoard and W&B: what the curves mean.
 
 Sampling draws from a generator of its own, seeded by (seed, step), so that training is the same with it and without.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import lightning as L
 import torch
 
-from callbacks.common import TextData, logged_step, tensorboard_of, text_of
+from callbacks.common import TextData, log_text, logged_step, text_loggers, text_of
 from models.base import LanguageModel, mixed_seed
 
 
@@ -48,12 +48,9 @@ class Samples(L.Callback):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write, on the first process, if each process has the whole model."""
         assert isinstance(pl_module, LanguageModel)
-        tensorboard = tensorboard_of(trainer)
-        if not (self._text and trainer.is_global_zero and tensorboard) or pl_module.is_sharded():
+        if not (self._text and trainer.is_global_zero and text_loggers(trainer)) or pl_module.is_sharded():
             return
-        text = self.write(trainer, pl_module)
-        indented = "\n".join(f"    {line}" for line in text.splitlines())  # Markdown: as it is
-        tensorboard.experiment.add_text("samples/text", indented, logged_step(trainer))
+        log_text(trainer, "samples/text", self.write(trainer, pl_module), logged_step(trainer), verbatim=True)
 
     def write(self, trainer: L.Trainer, pl_module: LanguageModel) -> str:
         """The prompt and its continuation."""

@@ -207,17 +207,10 @@ def checkpoint(run: Path, name: str) -> dict[str, Any]:
 
 
 def points(run: Path) -> dict[str, list[tuple[int, float]]]:
-    """TensorBoard's points of each folder of events and tag, without those that tell time."""
-    found = {}
-    for folder in sorted({path.parent for path in run.rglob("events.out.tfevents.*")}):
-        if "milliseconds" in folder.name:
-            continue
-        events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
-        for tag in events.Tags()["scalars"]:
-            if not tag.startswith("perf/") and "seconds" not in tag:
-                key = f"{folder.relative_to(run)}:{tag}"
-                found[key] = [(event.step, event.value) for event in events.Scalars(tag)]
-    return found
+    """TensorBoard's points of each tag, without those that tell time."""
+    events = EventAccumulator(str(run), size_guidance={"scalars": 0}).Reload()
+    tags = (tag for tag in events.Tags()["scalars"] if not tag.startswith("perf/") and "seconds" not in tag)
+    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in tags}
 
 
 # All cases ------------------------------------------------------------------------------------------------------------

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import StrategyRegistry
 
 import datamodules  # noqa: F401 - their classes become choices of --data
@@ -60,6 +59,7 @@ from callbacks import (
     RunStopped,
     Samples,
     ScalingCurves,
+    TensorBoard,
     Throughput,
     TimeLimit,
 )
@@ -196,9 +196,7 @@ class CLI(LightningCLI):
         if self.verb == "validate" or (self.verb == "test" and not is_run(self.run_dir)):
             config["logger"] = False  # measuring leaves no trace, but for a run's own test
         elif config["logger"] in (None, True):
-            config["logger"] = TensorBoardLogger(
-                self.run_dir, name="", version="", default_hp_metric=False, purge_step=self._resumed_step()
-            )
+            config["logger"] = TensorBoard(self.run_dir, name="", version="", default_hp_metric=False)
         config["plugins"] = [*_as_list(config["plugins"]), AtomicCheckpointIO()]
         settled = RunFolder(self.run_dir, self.parser.dump(self.config, skip_none=False))
         with explaining(self.config_init["trainer"]):
@@ -238,11 +236,6 @@ class CLI(LightningCLI):
                 config[name] = sys.stdout.isatty()
             rich += [callback] if config[name] else []
         return [*watching, *rich, Predictions(), *([TimeLimit(limit)] if limit else [])]
-
-    def _resumed_step(self) -> int | None:
-        if self.verb == "fit" and self.checkpoint_path:
-            return int(self.checkpoint["global_step"])
-        return None
 
     def start(self) -> None:
         """Run the verb, unless it is a fit that is safe to repeat and was finished before."""

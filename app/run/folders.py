@@ -26,7 +26,7 @@ RUNS = Path("runs")
 CONFIG = "config.yaml"
 LOCK = ".lock"  # with the process that holds it, or was the last to do so, and its machine
 AUTO = "auto"  # as a checkpoint: the last of the run's own folder, if there is one
-OWN_FILES = (CONFIG, RECORD, f"{CHECKPOINTS}/best.ckpt", "hparams.yaml", "**/events.out.tfevents.*")
+OWN_FILES = (CONFIG, RECORD, f"{CHECKPOINTS}/best.ckpt", "hparams.yaml", "events.out.tfevents.*")
 
 
 def options_before_parsing(args: list[str]) -> dict[str, str]:
@@ -200,9 +200,8 @@ def same_run_folder(folder: Path) -> Iterator[Path]:
         if not last_checkpoint(folder).exists():
             for leftover in (path for pattern in OWN_FILES for path in folder.glob(pattern)):
                 leftover.unlink()
-            for emptied in (folder / CHECKPOINTS, *folder.glob("by_*")):
-                with suppress(OSError):
-                    emptied.rmdir()
+            with suppress(OSError):
+                (folder / CHECKPOINTS).rmdir()
         with removed_if_worthless(folder) if is_free(folder) else nullcontext():
             yield folder
 

@@ -3,16 +3,29 @@
 import json
 import signal
 import time
+from csv import DictReader
 from itertools import pairwise
 
 import lightning as L
 import pytest
 import torch
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch.utils.data import DataLoader, TensorDataset
 
-from callbacks import Checkpoints, Growth, Narrator, Predictions, Record, RunStopped, Samples, ScalingCurves, Throughput
+from callbacks import (
+    Checkpoints,
+    Growth,
+    Narrator,
+    Predictions,
+    Record,
+    RunStopped,
+    Samples,
+    ScalingCurves,
+    TensorBoard,
+    Throughput,
+)
 from callbacks.console import say
 from callbacks.record_file import read_record
 from models import TokenFormer
@@ -83,10 +96,8 @@ def make_model(**options):
     )
 
 
-def make_trainer(folder, *callbacks, max_steps=8, resumed_at=None, **options):
-    logger = TensorBoardLogger(
-        folder, name="", version="", default_hp_metric=False, purge_step=None if resumed_at is None else resumed_at + 1
-    )
+def make_trainer(folder, *callbacks, max_steps=8, **options):
+    logger = TensorBoard(folder, name="", version="", default_hp_metric=False)
     defaults = {
         "accelerator": "cpu", "max_steps": max_steps, "max_epochs": -1, "logger": logger, "default_root_dir": folder,
         "enable_progress_bar": False, "enable_model_summary": False, "log_every_n_steps": 2, "val_check_interval": 4,
@@ -108,7 +119,7 @@ def fit(folder, *callbacks, model=None, data=None, ckpt_path=None, **options):
 
 
 def scalars(folder):
-    """Every scalar of a folder's event files, as TensorBoard shows it after its purges: {tag: [(step, value)]}."""
+    """Every scalar of a folder's event files, as TensorBoard's reader has it: {tag: [(step, value)]}."""
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
     return {tag: [(e.step, round(e.value, 5)) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
@@ -148,14 +159,36 @@ def test_speed_counts_all_batches_of_an_accumulation(tmp_path):
 def test_curves_against_tokens_and_flops_have_the_model_s_own_counts(tmp_path):
     model = make_model()
     fit(tmp_path, ScalingCurves(), model=model, accumulate_grad_batches=2, max_steps=4)
-    by_tokens = scalars(tmp_path / "by_tokens")
-    assert [step for step, _ in by_tokens["scaling/train_loss_by_tokens"]] == [spent(4), spent(8)]
-    assert [step for step, _ in by_tokens["scaling/val_bits_per_char_by_tokens"]] == [spent(4), spent(8)]
-    assert {tag.split("_by_")[1] for tag in by_tokens} == {"tokens"}
-    (flops_folder,) = tmp_path.glob("by_*flops")
-    unit = {"by_megaflops": 1e6, "by_gigaflops": 1e9}[flops_folder.name]
-    last = scalars(flops_folder)[f"scaling/val_loss_{flops_folder.name}"][-1][0]
-    assert last == round(model.flops_spent / unit)
+    curves = scalars(tmp_path)
+    assert [step for step, _ in curves["by_tokens/train_loss"]] == [spent(4), spent(8)]
+    assert [step for step, _ in curves["by_tokens/val_bits_per_char"]] == [spent(4), spent(8)]
+    assert curves["by_megaflops/val_loss"][-1][0] == round(model.flops_spent / 1e6)
+
+
+def test_a_run_is_one_folder_of_events_whose_first_groups_are_the_curves(tmp_path):
+    fit(tmp_path / "run", *watching(), Samples(), Growth(steps=[5], num_param_tokens=[12]), log_every_n_steps=1)
+    assert {path.parent.name for path in tmp_path.rglob("events*")} == {"run"}
+    logged = scalars(tmp_path / "run")
+    assert list(dict.fromkeys(tag.partition("/")[0] for tag in sorted(logged)))[:2] == [
+        "by_megaflops",
+        "by_milliseconds",
+    ]
+    assert "epoch" not in logged
+    for group in ("by_tokens", "by_megaflops"):  # a toy's points are told apart
+        steps = [step for step, _ in logged[f"{group}/train_loss"]]
+        assert len(set(steps)) == len(steps) == 8
+
+
+def points_without_time(folder):
+    """Points of a folder; where the axis or the value is time, which no two runs share, only what they do share."""
+    points = {}
+    for tag, places in scalars(folder).items():
+        if "milliseconds" in tag:
+            assert sorted(places) == places
+            places = [value for _, value in places]
+        if not tag.startswith("perf/") and tag != "hp/seconds":
+            points[tag] = places
+    return points
 
 
 @pytest.mark.parametrize("stop", [3, 5, 6])
@@ -174,17 +207,8 @@ def test_interrupted_and_resumed_curves_equal_uninterrupted_ones(tmp_path, stop)
         )
     time.sleep(1)  # TensorBoard reads event files by name, which is the second they were begun in
     last = folder / "checkpoints" / "last.ckpt"
-    at = torch.load(last, weights_only=True)["global_step"]
-    fit(folder, *watching(), Growth(**growth), Checkpoints(every_n_steps=3), ckpt_path=str(last), resumed_at=at)
-    for axis in sorted(path.name for path in (tmp_path / "whole").glob("by_*")):
-        whole, halves = (scalars(tmp_path / name / axis) for name in ("whole", "halves"))
-        assert halves.keys() == whole.keys()
-        for tag in whole:
-            if axis == "by_milliseconds":  # no two runs take the same time
-                assert [value for _, value in halves[tag]] == [value for _, value in whole[tag]], tag
-                assert sorted(halves[tag]) == halves[tag]
-            else:
-                assert halves[tag] == whole[tag], tag
+    fit(folder, *watching(), Growth(**growth), Checkpoints(every_n_steps=3), ckpt_path=str(last))
+    assert points_without_time(folder) == points_without_time(tmp_path / "whole")
     whole, halves = (read_record(tmp_path / name / "record.json") for name in ("whole", "halves"))
 
     def points(record):
@@ -195,17 +219,48 @@ def test_interrupted_and_resumed_curves_equal_uninterrupted_ones(tmp_path, stop)
     assert all(a["seconds"] <= b["seconds"] for a, b in pairwise(halves["history"]))
 
 
-def test_growth_is_a_stroke_in_the_curves_and_each_size_is_a_point(tmp_path):
+def test_a_run_that_goes_on_from_an_earlier_checkpoint_loses_what_came_after_it(tmp_path):
+    growth = {"steps": [3, 5], "num_param_tokens": [12, 16]}
+    fit(tmp_path / "whole", *watching(), Growth(**growth))
+    run = tmp_path / "run"
+    fit(run, *watching(), Growth(**growth), KeepAt(5))
+    time.sleep(1)
+    fit(run, *watching(), Growth(**growth), ckpt_path=str(run / "5.ckpt"))
+    assert points_without_time(run) == points_without_time(tmp_path / "whole")
+
+
+class KeepAt(L.Callback):
+    """Keeps a checkpoint after a step."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_train_batch_end(self, trainer, pl_module, *args):
+        if trainer.global_step == self.step:
+            trainer.save_checkpoint(f"{trainer.default_root_dir}/{self.step}.ckpt")
+
+
+def test_a_growth_is_a_point_of_its_own_in_the_curves_and_each_size_is_a_point(tmp_path):
     model = make_model()
     small = model.num_parameters()
-    fit(tmp_path, *watching(), Growth(steps=[5], num_param_tokens=[12]), model=model)
-    ((_, before), (_, after)) = scalars(tmp_path / "by_tokens")["scaling/val_loss_by_tokens"]
-    marks = scalars(tmp_path / "by_tokens")["scaling/growth_val_loss_by_tokens"]
-    assert [place for place, _ in marks] == [spent(5) + 1, spent(5) + 2, spent(5) + 3]
-    assert marks[0][1] == marks[2][1] == before < marks[1][1]
-    sizes = scalars(tmp_path / "by_parameters")
-    assert sizes["scaling/val_loss_by_parameters"] == [(small, before), (model.num_parameters(), after)]
-    assert not [tag for tag in sizes if "growth" in tag or "train" in tag]
+    fit(tmp_path, *watching(), Growth(steps=[5, 6], num_param_tokens=[12, 16]), model=model)
+    curves = scalars(tmp_path)
+    ((_, before), (_, after)) = curves["by_tokens/val_loss"]
+    marks = {tag: points for tag, points in curves.items() if tag.startswith("growth_marks/by_tokens/val_loss/")}
+    assert marks == {
+        "growth_marks/by_tokens/val_loss/1": [(spent(6), before)],
+        "growth_marks/by_tokens/val_loss/2": [(spent(7), before)],
+    }
+    first, *_, last = curves["by_parameters/val_loss"]
+    assert (first, last) == ((small, before), (model.num_parameters(), after))
+    assert not [tag for tag in curves if "by_parameters" in tag and ("growth" in tag or "train" in tag)]
+
+
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_sizes_are_steps(tmp_path, accumulated):
+    growth = Growth(steps=[4, 6], num_param_tokens=[12, 16])
+    fit(tmp_path, *watching(), growth, accumulate_grad_batches=accumulated, val_check_interval=4 * accumulated)
+    assert scalars(tmp_path)["growth/num_param_tokens"] == [(0, 8), (3, 8), (4, 12), (5, 12), (6, 16), (7, 16)]
 
 
 def test_a_ramped_tau_begins_where_it_was_and_ends_at_the_root_of_the_size(tmp_path):
@@ -278,8 +333,8 @@ def test_growth_that_a_resumed_run_is_past_is_refused(tmp_path, schedule, says):
     fit(tmp_path, Growth(steps=[2], num_param_tokens=[12]), Checkpoints(), max_steps=4)
     last = str(tmp_path / "checkpoints/last.ckpt")
     with pytest.raises(ValueError, match=says):
-        fit(tmp_path, Growth(**schedule), ckpt_path=last, resumed_at=4)
-    fit(tmp_path, Growth(steps=[2, 4], num_param_tokens=[12, 16]), ckpt_path=last, resumed_at=4)
+        fit(tmp_path, Growth(**schedule), ckpt_path=last)
+    fit(tmp_path, Growth(steps=[2, 4], num_param_tokens=[12, 16]), ckpt_path=last)
 
 
 def test_growth_beyond_the_end_is_told_where_the_run_may_be_lengthened(tmp_path, capsys):
@@ -307,10 +362,11 @@ def test_growth_on_disk_is_marked_when_the_fit_goes_on(tmp_path):
     grow_checkpoint(model, checkpoint, {"num_param_tokens": 12})
     torch.save(checkpoint, tmp_path / "grown.ckpt")
     model = make_model()
-    fit(tmp_path, *watching(), Checkpoints(), model=model, ckpt_path=str(tmp_path / "grown.ckpt"), resumed_at=4)
-    assert len(scalars(tmp_path / "by_tokens")["scaling/growth_val_loss_by_tokens"]) == 3
-    places = [place for place, _ in scalars(tmp_path / "by_parameters")["scaling/val_loss_by_parameters"]]
-    assert places == [small, model.num_parameters()]
+    fit(tmp_path, *watching(), Growth(), Checkpoints(), model=model, ckpt_path=str(tmp_path / "grown.ckpt"))
+    curves = scalars(tmp_path)
+    assert curves["growth_marks/by_tokens/val_loss/1"][0][0] == spent(5)
+    assert [place for place, _ in curves["by_parameters/val_loss"]] == [small, model.num_parameters()]
+    assert curves["growth/num_param_tokens"] == [(4, 12), (7, 12)]
 
 
 def test_points_reach_the_disk_before_a_checkpoint_does(tmp_path):
@@ -320,24 +376,23 @@ def test_points_reach_the_disk_before_a_checkpoint_does(tmp_path):
     class Look(L.Callback):
         def on_validation_end(self, trainer, pl_module):
             trainer.save_checkpoint(tmp_path / "some.ckpt")
-            seen.append(len(scalars(tmp_path / "by_tokens").get("scaling/val_loss_by_tokens", [])))
+            seen.append(len(scalars(tmp_path).get("by_tokens/val_loss", [])))
 
     fit(tmp_path, ScalingCurves(), Look())
     assert seen == [1, 2]
 
 
-def test_small_models_have_distinct_points_on_the_flop_axis(tmp_path):
-    fit(tmp_path, ScalingCurves())
-    (folder,) = tmp_path.glob("by_*flops")
-    steps = [step for step, _ in scalars(folder)[f"scaling/train_loss_{folder.name}"]]
-    assert len(set(steps)) == len(steps) == 4
+def test_one_layout_for_a_run_and_one_text_about_it_for_a_folder_of_runs(tmp_path):
+    def tensors(name):
+        return EventAccumulator(str(tmp_path / name)).Reload()
 
-
-def test_one_layout_for_a_run(tmp_path):
-    fit(tmp_path, ScalingCurves(), Checkpoints(), max_steps=4)
-    fit(tmp_path, ScalingCurves(), Checkpoints(), ckpt_path=str(tmp_path / "checkpoints/last.ckpt"), resumed_at=4)
-    tags = EventAccumulator(str(tmp_path)).Reload()
-    assert len(tags.Tensors("custom_scalars__config__")) == 1
+    fit(tmp_path / "one", ScalingCurves(), Checkpoints(), max_steps=4)
+    fit(tmp_path / "one", ScalingCurves(), Checkpoints(), ckpt_path=str(tmp_path / "one/checkpoints/last.ckpt"))
+    fit(tmp_path / "two", ScalingCurves(), max_steps=1)
+    for name in ("one", "two"):
+        assert len(tensors(name).Tensors("custom_scalars__config__")) == 1
+    assert len(tensors("one").Tensors("about/text_summary")) == 1
+    assert "about/text_summary" not in tensors("two").Tags()["tensors"]
 
 
 def test_logging_can_be_off(tmp_path):
@@ -441,7 +496,7 @@ def test_hyper_parameters_are_logged_once_with_the_final_quality(tmp_path):
 
     with pytest.raises(RunStopped):
         fit(tmp_path, Record(), Checkpoints(), StopAt(4))
-    fit(tmp_path, Record(), Checkpoints(), ckpt_path=str(tmp_path / "checkpoints/last.ckpt"), resumed_at=5)
+    fit(tmp_path, Record(), Checkpoints(), ckpt_path=str(tmp_path / "checkpoints/last.ckpt"))
     starts = [
         value
         for path in sorted(tmp_path.glob("events*"))
@@ -452,6 +507,58 @@ def test_hyper_parameters_are_logged_once_with_the_final_quality(tmp_path):
     final = read_record(tmp_path / "record.json")["final"]
     assert scalars(tmp_path)["hp/bits_per_char"][-1][1] == pytest.approx(final["val/bits_per_char"], abs=1e-4)
     assert "hp_metric" not in scalars(tmp_path)
+
+
+def test_hyper_parameters_are_all_options_of_the_run(tmp_path):
+    growth = Growth(steps=[3], factor=[2.0], tau="frozen", init="zero_keys")
+    fit(tmp_path, *watching(), growth, max_steps=4, accumulate_grad_batches=2)
+    start = next(v for v in event_values(next(tmp_path.glob("events*"))) if v.tag == "_hparams_/session_start_info")
+    told = HParamsPluginData.FromString(start.metadata.plugin_data.content).session_start_info.hparams
+    values = {name: getattr(value, value.WhichOneof("kind")) for name, value in told.items()}
+    expected = {
+        "model": "TokenFormer", "d_model": 16, "num_ffn_param_tokens": 32, "data": "Letters", "characters": 8,
+        "optimizer": "adamw", "growth.steps": "[3]", "growth.factor": "[2.0]", "growth.tau": "frozen",
+        "accumulate_grad_batches": 2, "max_steps": 4,
+    }  # fmt: skip
+    assert {name: values.get(name) for name in expected} == expected
+    assert scalars(tmp_path)["hp/growths"] == [(4, 1)]
+
+
+class Wandb(WandbLogger):
+    """W&B's logger by its interface alone: it keeps what it is given."""
+
+    name = version = save_dir = experiment = None
+
+    def __init__(self):
+        self.rows, self.texts, self.options = [], {}, {}
+
+    def log_metrics(self, metrics, step=None):
+        self.rows.append(dict(metrics))
+
+    def log_hyperparams(self, params):
+        self.options |= params
+
+    def log_text(self, key, columns=None, data=None, dataframe=None, step=None):
+        self.texts |= {key: [dict(zip(columns, row, strict=True)) for row in data]}
+
+    def finalize(self, status):
+        pass
+
+
+def test_curves_samples_growth_and_options_reach_other_loggers_where_they_can(tmp_path):
+    csv, wandb = CSVLogger(tmp_path, name="", version=""), Wandb()
+    growth = Growth(steps=[5], num_param_tokens=[12])
+    fit(tmp_path, *watching(), growth, Samples(prompt="abc", max_new_tokens=5), logger=[csv, wandb])
+    with (tmp_path / "metrics.csv").open() as file:
+        lines = list(DictReader(file))
+    for rows in (lines, wandb.rows):
+        assert [float(row["curves/tokens"]) for row in rows if row.get("curves/val_loss")] == [spent(4), spent(8)]
+        sizes = [float(row["growth/num_param_tokens"]) for row in rows if row.get("growth/num_param_tokens")]
+        assert sizes == [8, 8, 8, 12, 12]
+    assert wandb.texts["samples/text"][0]["text"].startswith("abc")
+    assert wandb.texts["growth/event"][0]["text"].startswith("grown before step 6")
+    assert "growth.steps" in (tmp_path / "hparams.yaml").read_text()
+    assert wandb.options["optimizer"] == "adamw"
 
 
 def event_values(path):
@@ -508,7 +615,7 @@ def test_the_narrator_tells_what_runs_how_it_goes_and_where_it_is(tmp_path, caps
     assert "tensorboard --logdir" in out
     assert "resumed" not in out
     last = tmp_path / "run/checkpoints/last.ckpt"
-    fit(tmp_path / "run", *watching(), Narrator(), Checkpoints(), ckpt_path=str(last), resumed_at=4)
+    fit(tmp_path / "run", *watching(), Narrator(), Checkpoints(), ckpt_path=str(last))
     assert "resumed at step 4" in capsys.readouterr().out
 
 
