@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 
+from matplotlib.figure import Figure
 from rich.console import Console
 
 from app.compare.findings import LABELS, QUALITIES, Row, chosen_runs, tables
 from app.compare.learning import COSTS, FAR, LEVEL, Reach, at_equal, reach, slowest
+from app.output.events import write_summary
+from app.output.figures import LearningCurve, learning_figure
 from app.output.intervals import signed, spread
 from app.output.numbers import number, short
 from app.output.tables import csv_text, markdown_table, new_table
-from app.study.study import Study
+from app.study.study import StudiedRun, Study
 from callbacks.atomic import write_text
 
 COLUMNS = ("model", "width", "parameters", "tokens", "FLOPs", "seconds", "lr x")
@@ -181,6 +186,35 @@ def in_options(row: Row) -> str:
     return ", ".join(f"{name} {json.dumps(value).strip(chr(34))}" for name, value in row.configuration.items())
 
 
+# How they learn -------------------------------------------------------------------------------------------------------
+
+
+def learning_curve(label: str, runs: Sequence[StudiedRun], metric: str) -> LearningCurve | None:
+    """Validations of runs of one label, against tokens; None if there are none."""
+    histories = [[(p["tokens"], p[metric]) for p in run.record["history"] if p.get(metric) is not None] for run in runs]
+    drawn = [tuple(zip(*points, strict=True)) for points in histories if points]
+    growths = [event["tokens"] for event in runs[0].record["growth_events"]] if runs else []
+    return LearningCurve(label, drawn, growths) if drawn else None
+
+
+def learning_figures(name: str, study: Study, rows: Sequence[Row]) -> dict[str, Figure]:
+    """The curves of the validations of one task, a figure a setting, by file name; none for what was not validated."""
+    figures: dict[str, Figure] = {}
+    task, settings = rows[0].task, tables(rows)
+    for table in settings:
+        size = f"-{table[0].d_model}-{short(table[0].budget)}" if len(settings) > 1 else ""
+        quality, runs = table[0].quality, study.runs(task=task)
+        curves = [
+            learning_curve(row.model, [run for run in runs if run.name in row.runs], f"val/{quality}") for row in table
+        ]
+        if drawn := [curve for curve in curves if curve]:
+            figures[f"{name}-{task}{size}.png"] = learning_figure(
+                drawn, title=setting_title(table) if size else task, x_label="training tokens",
+                y_label=f"{QUALITIES.get(quality, quality)}, validation",
+            )  # fmt: skip
+    return figures
+
+
 # All of it ------------------------------------------------------------------------------------------------------------
 
 
@@ -235,7 +269,11 @@ def runs_csv(study: Study) -> str:
 
 
 def report_comparison(study: Study, rows: Sequence[Row], folder: Path, console: Console) -> None:
-    """Print the comparison, and write compare.md and compare.csv."""
+    """Print the comparison, and write compare.md, compare.csv and the study's own run in TensorBoard."""
     show(rows, console)
-    write_text(folder / "compare.md", comparison_markdown(study, rows))
+    text, figures = comparison_markdown(study, rows), {}
+    write_text(folder / "compare.md", text)
     write_text(folder / "compare.csv", runs_csv(study))
+    for _, own in groupby(rows, attrgetter("task")):
+        figures |= learning_figures(folder.name, study, list(own))
+    write_summary(folder, figures, text)

@@ -14,6 +14,7 @@ from app.growth_study.curves import Saved
 from app.growth_study.figures import KINDS, figures, least_by, size_words
 from app.growth_study.findings import LOSS, Family, Row, best_size, family_of, jumps, ladder, loss_of, mean_loss
 from app.growth_study.recipes import BRANCH, GROWN, RECIPES, SCRATCH
+from app.output.events import write_summary
 from app.output.figures import save
 from app.output.intervals import UNKNOWN, signed, spread
 from app.output.numbers import thousands
@@ -331,12 +332,14 @@ def runs_csv(study: Study) -> str:
 
 
 def report_growth(study: Study, rows: Sequence[Row], folder: Path, console: Console) -> None:
-    """Print the study, and write growth_study.md with its figures, and growth_study.csv."""
+    """Print the study, and write growth_study.md with its figures, growth_study.csv and the run in TensorBoard."""
     if not study.records:
         return
     show(study, rows, console)
     drawn = figures("growth_study", study, rows)
     for name, figure in drawn.items():
         save(figure, folder / name)
-    write_text(folder / "growth_study.md", growth_markdown(study, rows, list(drawn)))
+    text = growth_markdown(study, rows, list(drawn))
+    write_text(folder / "growth_study.md", text)
     write_text(folder / "growth_study.csv", runs_csv(study))
+    write_summary(folder, drawn, text)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+from app.output.figures import pixels
+
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from torch.utils.tensorboard import SummaryWriter
 
 
@@ -26,3 +30,14 @@ def new_events(folder: Path) -> Iterator[SummaryWriter]:
             file.replace(folder / file.name)
         for file in before:
             file.unlink()
+
+
+def write_summary(folder: Path, figures: Mapping[str, Figure], text: str) -> None:
+    """Write a study's own run: its figures, by file name, and its report in Markdown, whose images are left out.
+
+    TensorBoard sorts tags and opens the first group, so that it opens on the answer.
+    """
+    with new_events(folder) as writer:
+        for name, figure in figures.items():
+            writer.add_image(f"answer/{name.removesuffix('.png')}", pixels(figure), 0, dataformats="HWC")
+        writer.add_text("answer", re.sub(r"!\[.*?\]\(.*?\)\n*", "", text), 0)

@@ -9,13 +9,12 @@ from operator import attrgetter
 
 from matplotlib.figure import Figure
 
-from app.compare.findings import QUALITIES, Row, chosen_runs, comparison_rows
+from app.compare.findings import Row, chosen_runs, comparison_rows
 from app.compare.findings import tables as tables_of
-from app.compare.report import legends, setting_paragraphs, setting_title
+from app.compare.report import learning_figures, legends, setting_paragraphs, setting_title
 from app.growth_study.figures import figures as growth_figures
 from app.growth_study.findings import table_rows
 from app.growth_study.report import headline, paragraphs, subject
-from app.output.figures import LearningCurve, learning_figure
 from app.output.numbers import four_digits, short
 from app.output.tables import markdown_table
 from app.scaling.forecasts import Forecast
@@ -24,7 +23,7 @@ from app.scaling.points import Collected, collect
 from app.scaling.report import draw, skipped_markdown, survey_markdown
 from app.scaling.survey import FIELDS, LEGEND, Survey, best_optimum, bounds, surveys_of, unsure, value_of
 from app.study.gather import Gathered, with_rates
-from app.study.study import StudiedRun, Study
+from app.study.study import Study
 
 METRIC = "val/bits_per_char"  # that laws are fitted to
 FITS = {"level": 0.9, "resamples": 500, "seed": 1}  # the defaults of `scaling`
@@ -73,23 +72,6 @@ def about(study: Study, **labels: str) -> str:
     return f"{len(records)} of {planned} runs, {hours:.1f} hours of training on {'; '.join(by)}."
 
 
-# Curves ---------------------------------------------------------------------------------------------------------------
-
-
-def curve(label: str, runs: Sequence[StudiedRun], x: str, metric: str) -> LearningCurve | None:
-    """Validations of runs of one label; None if there are none."""
-    histories = [[(p[x], p[metric]) for p in run.record["history"] if p.get(metric) is not None] for run in runs]
-    drawn = [tuple(zip(*points, strict=True)) for points in histories if points]
-    growths = [event[x] for event in runs[0].record["growth_events"] if x in event] if runs else []
-    return LearningCurve(label, drawn, growths) if drawn else None
-
-
-def figure_of(name: str, curves: Sequence[LearningCurve | None], **words: str) -> dict[str, Figure]:
-    """The figure of this name with the curves that there are; none without any."""
-    drawn = [curve for curve in curves if curve]
-    return {f"{name}.png": learning_figure(drawn, **words)} if drawn else {}
-
-
 # Growth ---------------------------------------------------------------------------------------------------------------
 
 
@@ -123,19 +105,7 @@ def comparison(name: str, study: Study) -> Iterator[Section]:
 
 def side_by_side(name: str, study: Study, rows: Sequence[Row], baseline: str, skipped: Sequence[str] = ()) -> Section:
     """The tables of one task, and the curves of its validations."""
-    task, settings = rows[0].task, tables_of(rows)
-    figures: dict[str, Figure] = {}
-    for table in settings:
-        size = f"-{table[0].d_model}-{short(table[0].budget)}" if len(settings) > 1 else ""
-        title = setting_title(table) if size else task
-        quality, runs = table[0].quality, study.runs(task=task)
-        curves = [
-            curve(row.model, [run for run in runs if run.name in row.runs], "tokens", f"val/{quality}") for row in table
-        ]
-        figures |= figure_of(
-            f"{name}-{task}{size}", curves, title=title, x_label="training tokens",
-            y_label=f"{QUALITIES.get(quality, quality)}, validation",
-        )  # fmt: skip
+    task, figures = rows[0].task, learning_figures(name, study, rows)
     paragraphs = [*all_tables(study, rows, baseline), *skipped_markdown(skipped)]
     return Section(f"Comparison: {task}", study.command, about(study, task=task), paragraphs, figures)
 

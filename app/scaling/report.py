@@ -10,8 +10,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from rich.table import Table
 
-from app.output.events import new_events
-from app.output.figures import Panel, Series, pixels, save, scaling_figure
+from app.output.events import write_summary
+from app.output.figures import Panel, Series, save, scaling_figure
 from app.output.tables import csv_text, new_table
 from app.scaling.survey import LEGEND, NOT_DETERMINED, Attempt, Survey, losses_of, sections_of, sizes_of
 from app.study.study import SCALING_FILE, Study
@@ -114,7 +114,5 @@ def write(out: Path, surveys: Sequence[Survey], study: Study, tensorboard: bool)
     write_text(out / "scaling.md", text)
     write_text(out / "scaling.csv", csv_text(csv_lines(surveys, study.options["metric"])))
     if tensorboard:
-        with new_events(out / "tensorboard") as writer:
-            writer.add_image("scaling/laws", pixels(figure), 0, dataformats="HWC")
-            writer.add_text("scaling/tables", text, 0)
+        write_summary(out / "tensorboard", {"scaling.png": figure}, text)
     study.save(out, SCALING_FILE)

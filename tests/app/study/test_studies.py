@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from app.__main__ import main
 from app.machine import only_gpu
@@ -68,6 +69,16 @@ def comparison(presets, out, *more) -> list:
 def search(presets, out, *more) -> list:
     """The same, each of three trials a model at a third of the budget, the best at all of it."""
     return comparison(presets, out, "--search", "3", "--space", presets / "space.yaml", "--seeds", "[1]", *more)
+
+
+def assert_answer_in_tensorboard(out, figures, words):
+    """The study's own run has these figures and a text with these words, each once."""
+    assert len(list(out.glob("*tfevents*"))) == 1
+    events = EventAccumulator(str(out)).Reload()
+    assert set(events.Tags()["images"]) == figures
+    ((text,),) = [event.tensor_proto.string_val for event in events.Tensors("answer/text_summary")]
+    assert words in text.decode()
+    assert "![" not in text.decode()
 
 
 # A record, made up ----------------------------------------------------------------------------------------------------
@@ -253,6 +264,7 @@ def test_a_comparison_is_killed_goes_on_and_is_reported(presets, tmp_path, capsy
     text = (out / "compare.md").read_text()
     assert "| model | trials | lr x | chosen | remarks |" in text
     assert " T=64 | T=256 |" in text
+    assert_answer_in_tensorboard(out, {"answer/study-text"}, "| model | trials | lr x | chosen | remarks |")
 
     before = (out / "study.json").read_bytes()
     code, printed, _ = call(capsys, *search(presets, out))
@@ -389,6 +401,8 @@ def test_growth_is_compared_at_equal_flops(corpus, tmp_path, capsys):
     for key in ("step", "flops", "bits_per_char_before", "relative_change"):  # the same run until there
         assert branch["growth_events"][0][key] == events[0][key]
     assert "The chain gives 3 sizes" in (out / "growth_study.md").read_text()
+    figures = {"answer/growth_study", "answer/growth_study-flops"}
+    assert_answer_in_tensorboard(out, figures, "The chain gives 3 sizes")
     assert len(list(csv.DictReader((out / "growth_study.csv").open()))) == 8
     code, printed, _ = call(capsys, *study_of_growth(corpus, out))
     assert code == 0
