@@ -250,7 +250,8 @@ class LanguageModel(L.LightningModule):
     def on_train_start(self) -> None:
         """Let the configured recipe hold on resume, not the one in the checkpoint."""
         for config in self.trainer.lr_scheduler_configs:
-            reapply(cast(LambdaLR, config.scheduler), self.optim)
+            if isinstance(config.scheduler, LambdaLR):  # Lightning's finder of learning rates has one of its own
+                reapply(config.scheduler, self.optim)
 
     def configure_gradient_clipping(
         self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
