@@ -6,7 +6,11 @@ are one small network, the same for all levels, and norm is the RMS norm, which 
 inherent, as what is attended to depends on the state: `models.sparse_rnn.scan` makes it as short as it can be. The
 drive W u_t may be mixed over a few positions before.
 
-Shapes: B batch, T time, D width, M levels (m), K attended levels (k).
+The variant `literal` takes X + X[args] M at its word: M has k rows, which makes a matrix of k m numbers, not only as
+many products. Row i belongs to the level that ranks i-th by X - B, whichever that is, so that what is added depends on
+how high the attended levels are, and on which they are only through the state that it is added to.
+
+Shapes: B batch, T time, D width, M levels (m), K attended levels (k), R rows of the matrix, m or, in `literal`, k.
 """
 
 from __future__ import annotations
@@ -23,19 +27,20 @@ from models.local_mixing import LocalMixing, LocalMixingKind
 from models.scan import accumulation_dtype, full_precision
 from models.sparse_rnn.scan import DenseScan, Rule, SparseScan, gains, rms_scale, sparse_step
 
-Variant = Literal["inhibited", "plain", "dense"]
+Variant = Literal["inhibited", "plain", "literal", "dense"]
 State = tuple[Tensor, Tensor]  # stimulus (B, M) and inhibition, (B, M) or (B, 0)
 BlockState = tuple[State, Tensor]
 RULE_WIDTH = 8  # hidden units of the network of g and f
 
 
 class SparseRecurrence(nn.Module):
-    """(B, T, M) -> (B, T, M): drives to stimuli, by one of the three nets.
+    """(B, T, M) -> (B, T, M): drives to stimuli, by one of the four nets.
 
     Args:
         state_width: Levels, m.
         k: Levels attended to in a step.
-        variant: With inhibition; plain, X + X[args] M[args]; or dense, X + X M, the comparison.
+        variant: With inhibition, a row of M for each level; plain, X + X[args] M[args], without; literal, with
+            inhibition, a row of M for each of k ranks; or dense, X + X M, the comparison.
         bptt_window: Steps after which gradients are cut while the state goes on; None for all.
     """
 
@@ -50,9 +55,10 @@ class SparseRecurrence(nn.Module):
         if bptt_window is not None and bptt_window < 1:
             raise ValueError(f"--model.bptt_window is {bptt_window}; it must be at least 1, or null for no window")
         self.state_width, self.k, self.variant, self.bptt_window = state_width, k, variant, bptt_window
-        self.rows = nn.Parameter(torch.empty(state_width, state_width))
+        self.ranked, self.inhibits = variant == "literal", variant in ("inhibited", "literal")
+        self.rows = nn.Parameter(torch.empty(k if self.ranked else state_width, state_width))
         self.start = nn.Parameter(torch.empty(state_width))
-        if variant == "inhibited":
+        if self.inhibits:
             self.rule_in = nn.Parameter(torch.empty(RULE_WIDTH, 2))
             self.rule_bias = nn.Parameter(torch.empty(RULE_WIDTH, 1))
             self.rule_out = nn.Parameter(torch.empty(2, RULE_WIDTH))
@@ -66,7 +72,7 @@ class SparseRecurrence(nn.Module):
         terms = self.state_width if self.variant == "dense" else self.k
         nn.init.normal_(self.rows, std=0.5 * terms**-0.5)
         nn.init.normal_(self.start)
-        if self.variant == "inhibited":
+        if self.inhibits:
             nn.init.normal_(self.rule_in, std=0.5**0.5)
             nn.init.zeros_(self.rule_bias)
             nn.init.normal_(self.rule_out, std=0.1 * 0.5**0.5)
@@ -75,7 +81,7 @@ class SparseRecurrence(nn.Module):
         """The rows, and the network of g and f if there is inhibition, in the type the state is kept in."""
         rows: Tensor = self.rows
         rule: Rule | None = None
-        if self.variant == "inhibited":
+        if self.inhibits:
             rule = self.rule_in, self.rule_bias, self.rule_out
         if rows.dtype != dtype:
             rows, rule = rows.to(dtype), rule and (rule[0].to(dtype), rule[1].to(dtype), rule[2].to(dtype))
@@ -91,33 +97,35 @@ class SparseRecurrence(nn.Module):
         """(B, T, M) -> (B, T, M) from any state on, in float32 at least, and the next state."""
         dtype, window, (x_BM, b_BM) = accumulation_dtype(drive_BTM.dtype), self.bptt_window or 0, state
         with full_precision(drive_BTM):
-            drive_TBM, (rows_MM, rule) = drive_BTM.to(dtype).transpose(0, 1).contiguous(), self.weights(dtype)
+            drive_TBM, (rows_RM, rule) = drive_BTM.to(dtype).transpose(0, 1).contiguous(), self.weights(dtype)
             if self.variant == "dense":
-                y_TBM = DenseScan.apply(drive_TBM, x_BM, rows_MM, window)  # type: ignore[no-untyped-call]
+                y_TBM = DenseScan.apply(drive_TBM, x_BM, rows_RM, window)  # type: ignore[no-untyped-call]
             else:
-                y_TBM, b_BM = SparseScan.apply(drive_TBM, x_BM, b_BM, rows_MM, self.k, window, *(rule or ()))  # type: ignore[no-untyped-call]
+                y_TBM, b_BM = SparseScan.apply(  # type: ignore[no-untyped-call]
+                    drive_TBM, x_BM, b_BM, rows_RM, self.k, self.ranked, window, *(rule or ())
+                )
         return y_TBM.transpose(0, 1), (y_TBM[-1].clone(), b_BM)
 
     def init_state(self, batch_size: int) -> State:
         """The learned first stimulus, no inhibition."""
         x_BM = rms_norm(self.start.to(accumulation_dtype(self.start.dtype))).expand(batch_size, -1)
-        return x_BM, torch.zeros_like(x_BM if self.variant == "inhibited" else x_BM[:, :0])
+        return x_BM, torch.zeros_like(x_BM if self.inhibits else x_BM[:, :0])
 
     def step(self, drive_BM: Tensor, state: State) -> State:
         """One step of `forward`; the stimulus is the output."""
         x_BM, b_BM = state
         with full_precision(drive_BM):
-            drive_BM, (rows_MM, rule) = drive_BM.to(x_BM.dtype), self.weights(x_BM.dtype)
+            drive_BM, (rows_RM, rule) = drive_BM.to(x_BM.dtype), self.weights(x_BM.dtype)
             if self.variant == "dense":
-                pre_BM = torch.addmm(drive_BM, x_BM, rows_MM) + x_BM
+                pre_BM = torch.addmm(drive_BM, x_BM, rows_RM) + x_BM
             else:
-                pre_BM, b_BM, _ = sparse_step(x_BM, b_BM, drive_BM, rows_MM, rule, self.k)
+                pre_BM, b_BM, _ = sparse_step(x_BM, b_BM, drive_BM, rows_RM, rule, self.k, self.ranked)
             return pre_BM * rms_scale(pre_BM), b_BM
 
     def flops_per_token(self) -> int:
         """The rows that are touched, all of them in the dense net, and the network of g and f."""
         rows = self.state_width if self.variant == "dense" else self.k
-        network = 4 * RULE_WIDTH * self.k if self.variant == "inhibited" else 0
+        network = 4 * RULE_WIDTH * self.k if self.inhibits else 0
         return 2 * (rows * self.state_width + network)
 
 
@@ -133,9 +141,10 @@ def scan_reference(layer: SparseRecurrence, drive_BTM: Tensor) -> Tensor:
         else:
             args_BK = (x_BM - b_BM).argsort(descending=True)[:, : layer.k]
             g_BK, f_BK = x_BM.gather(1, args_BK), torch.zeros_like(args_BK, dtype=x_BM.dtype)
-            if layer.variant == "inhibited":
+            if layer.inhibits:
                 g_BK, f_BK = gains(g_BK, b_BM.gather(1, args_BK), cast(Rule, layer.weights(x_BM.dtype)[1]))
-            read_BM = (g_BK.unsqueeze(-1) * layer.rows[args_BK]).sum(1)
+            rows = layer.rows if layer.ranked else layer.rows[args_BK]  # (K, M), of ranks, or (B, K, M), of levels
+            read_BM = (g_BK.unsqueeze(-1) * rows).sum(1)
             b_BM = b_BM.scatter_add(1, args_BK, f_BK)
         x_BM = rms_norm(x_BM + read_BM + drive_BM)
         states.append(x_BM)
@@ -211,7 +220,7 @@ class Block(Mixer):
 
     def state_bytes(self, seq_len: int) -> int:
         """The stimulus, the inhibition if there is one, and the local mixing's."""
-        levels = self.recurrence.state_width * (2 if self.recurrence.variant == "inhibited" else 1)
+        levels = self.recurrence.state_width * (2 if self.recurrence.inhibits else 1)
         return levels * accumulation_dtype(self.recurrence.rows.dtype).itemsize + self.local_mixing.state_bytes()
 
 
@@ -224,7 +233,8 @@ class SparseRNN(GrowableModel):
         num_layers: Blocks.
         state_width: Levels of the state, m.
         k: Levels attended to in a step.
-        variant: With inhibition; plain, X + X[args] M[args]; or dense, X + X M, the comparison.
+        variant: With inhibition, a row of M for each level; plain, X + X[args] M[args], without; literal, with
+            inhibition, a row of M for each of k ranks, X + X[args] M; or dense, X + X M, the comparison.
         bptt_window: Steps after which gradients are cut while the state goes on; null for all.
         local_mixing: Let drives see the previous position (shift, two taps) or the last four (conv).
         ffn_ratio: Hidden width of the feed-forward network, in widths.

@@ -1,10 +1,13 @@
 """The loop over time of the sparse recurrent net: one step, all steps, and back-propagation through time by hand.
 
 A stimulus X and an inhibition B of m levels each: args = the top k of X - B; X <- norm(X + g(X[args], B[args]) M[args]
-+ u_t), B <- B + f(X[args], B[args]) at args, u_t being the drive. The loop is a few operations a step; what does not
-depend on the state (the derivatives of g and f, the gradients of M, g and f) is computed for all steps at once.
++ u_t), B <- B + f(X[args], B[args]) at args, u_t being the drive. In the ranked form M has k rows, not m, and is read
+whole, X <- norm(X + g(X[args], B[args]) M + u_t): its row i belongs to the level that is i-th of the top k, whichever
+that is. The loop is a few operations a step; what does not depend on the state (the derivatives of g and f, the
+gradients of M, g and f) is computed for all steps at once.
 
-Shapes: B batch, T time, M levels (m), K attended levels (k), H hidden units of g and f, N = T B bags of K rows.
+Shapes: B batch, T time, M levels (m), K attended levels (k), R rows of the matrix, m or, ranked, k; H hidden units of g
+and f, N = T B bags of K rows.
 """
 
 from __future__ import annotations
@@ -69,20 +72,24 @@ def sparse_step(
     x_BM: Tensor,
     b_BM: Tensor,
     drive_BM: Tensor,
-    rows_MM: Tensor,
+    rows_RM: Tensor,
     rule: Rule | None,
     k: int,
+    ranked: bool,
     offsets_B: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Choice]:
-    """One step -> next stimulus before the norm, next inhibition, and what was attended to."""
-    args_BK = (x_BM if rule is None else x_BM - b_BM).topk(k, sorted=False).indices
+    """One step -> next stimulus before the norm, next inhibition, and what was attended to.
+
+    `ranked` says that the rows are k and belong to ranks, the highest level's first; else each level has its own.
+    """
+    args_BK = (x_BM if rule is None else x_BM - b_BM).topk(k, sorted=ranked).indices
     g_BK = b_BK = x_BK = attend(x_BM, args_BK)
     if rule is not None:
         b_BK = attend(b_BM, args_BK)
         g_BK, f_BK = gains(x_BK, b_BK, rule)
         b_BM = b_BM.scatter_add(1, args_BK, f_BK)
-    pre_BM = gathered_sum(g_BK, rows_MM, args_BK, offsets_B) + (x_BM + drive_BM)
-    return pre_BM, b_BM, Choice(args_BK, x_BK, b_BK, g_BK)
+    read_BM = g_BK @ rows_RM if ranked else gathered_sum(g_BK, rows_RM, args_BK, offsets_B)
+    return read_BM + (x_BM + drive_BM), b_BM, Choice(args_BK, x_BK, b_BK, g_BK)
 
 
 def rms_scale(x: Tensor) -> Tensor:
@@ -102,27 +109,35 @@ class SparseScan(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, drive_TBM: Tensor, x_BM: Tensor, b_BM: Tensor, rows_MM: Tensor, k: int, window: int, *rule: Tensor
+        ctx: Any,
+        drive_TBM: Tensor,
+        x_BM: Tensor,
+        b_BM: Tensor,
+        rows_RM: Tensor,
+        k: int,
+        ranked: bool,
+        window: int,
+        *rule: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """Drives (T, B, M) and the stimulus and inhibition before -> stimuli (T, B, M) and the last inhibition."""
         states_TBM, scales, choices = torch.empty_like(drive_TBM), [], []
         network = cast(Rule, rule) if rule else None
         offsets_B = torch.arange(0, x_BM.size(0) * k, k, device=x_BM.device)
         for drive_BM, state_BM in zip(drive_TBM.unbind(0), states_TBM.unbind(0), strict=True):
-            pre_BM, b_BM, chosen = sparse_step(x_BM, b_BM, drive_BM, rows_MM, network, k, offsets_B)
+            pre_BM, b_BM, chosen = sparse_step(x_BM, b_BM, drive_BM, rows_RM, network, k, ranked, offsets_B)
             scales.append(rms_scale(pre_BM))
             choices.append(chosen)
             x_BM = torch.mul(pre_BM, scales[-1], out=state_BM)
         chosen_TBK = (torch.stack(column) for column in zip(*choices, strict=True))
-        ctx.save_for_backward(states_TBM, torch.stack(scales), *chosen_TBK, rows_MM, *rule)
-        ctx.window = window
+        ctx.save_for_backward(states_TBM, torch.stack(scales), *chosen_TBK, rows_RM, *rule)
+        ctx.ranked, ctx.window = ranked, window
         return states_TBM, b_BM.clone()  # a function must not return its input, which nothing has inhibited
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of drives, first stimulus and inhibition, rows and rule; none crosses the border of a window."""
-        states, scales, args, x_TBK, b_TBK, weights, rows_MM, *rule = ctx.saved_tensors
+        states, scales, args, x_TBK, b_TBK, weights, rows_RM, *rule = ctx.saved_tensors
         network = Network(x_TBK, b_TBK, cast(Rule, tuple(rule))) if rule else None
         dpre_TBM, dg_TBK, df_TBK = torch.empty_like(states), torch.empty_like(x_TBK), torch.empty_like(x_TBK)
         dx_BM, db_BM = torch.zeros_like(states[0]), gradients[1].clone()
@@ -130,7 +145,10 @@ class SparseScan(torch.autograd.Function):
         bags_N = bag_numbers(args[0])
         for t in range(len(args) - 1, -1, -1):
             dpre_BM = norm_backward(dx_BM.add_(gradients[0][t]), states[t], scales[t], dpre_TBM[t])
-            dg_TBK[t] = of_x_BK = gathered_dot(dpre_BM, rows_MM, args[t], offsets_B, bags_N)
+            if ctx.ranked:
+                of_x_BK = torch.mm(dpre_BM, rows_RM.T, out=dg_TBK[t])
+            else:
+                dg_TBK[t] = of_x_BK = gathered_dot(dpre_BM, rows_RM, args[t], offsets_B, bags_N)
             if network is not None:
                 torch.gather(db_BM, 1, args[t], out=df_TBK[t])
                 of_x_BK, of_b_BK = (network.slopes[t, :, 0] * dg_TBK[t]).addcmul_(network.slopes[t, :, 1], df_TBK[t])
@@ -140,7 +158,11 @@ class SparseScan(torch.autograd.Function):
                 dx_BM.zero_()
                 db_BM.zero_()
         drule = network.gradients(dg_TBK, df_TBK) if network is not None else ()
-        return dpre_TBM, dx_BM, db_BM, rows_gradient(args, weights, dpre_TBM, rows_MM), None, None, *drule
+        if ctx.ranked:
+            drows_RM = weights.flatten(0, 1).T @ dpre_TBM.flatten(0, 1)
+        else:
+            drows_RM = rows_gradient(args, weights, dpre_TBM, rows_RM)
+        return dpre_TBM, dx_BM, db_BM, drows_RM, None, None, None, *drule
 
 
 class Network:

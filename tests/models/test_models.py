@@ -61,6 +61,9 @@ MODELS = {
     ),
     "SparseRNN": lambda **kw: SparseRNN(vocab_size=11, d_model=16, state_width=12, k=3, **kw),
     "SparseRNN-plain": lambda **kw: SparseRNN(vocab_size=11, d_model=16, state_width=12, k=3, variant="plain", **kw),
+    "SparseRNN-literal": lambda **kw: SparseRNN(
+        vocab_size=11, d_model=16, state_width=12, k=3, variant="literal", **kw
+    ),
     "SparseRNN-dense": lambda **kw: SparseRNN(vocab_size=11, d_model=16, state_width=12, k=3, variant="dense", **kw),
     "TrajectoryLM": lambda **kw: TrajectoryLM(vocab_size=11, d_model=16, num_heads=2, bits=5, num_slots=64, **kw),
     "TrajectoryLM-forgetful": lambda **kw: TrajectoryLM(

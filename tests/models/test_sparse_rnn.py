@@ -8,7 +8,7 @@ from models.layers import rms_norm
 from models.sparse_rnn.model import SparseRecurrence, scan_reference
 from models.sparse_rnn.scan import Attend, attend, rows_gradient
 
-VARIANTS = ["inhibited", "plain", "dense"]
+VARIANTS = ["inhibited", "plain", "literal", "dense"]
 
 
 def recurrence(variant="inhibited", bptt_window=None, state_width=12, k=4):
@@ -50,6 +50,16 @@ def test_only_attended_rows_are_touched():
     assert torch.equal(touched.nonzero().squeeze(1), rms_norm(layer.start).topk(4).indices.sort().values)
     layer.rows.data[~touched] = torch.nan
     assert torch.equal(layer(drive), before)
+
+
+def test_a_literal_row_belongs_to_a_rank_whichever_level_has_it():
+    layer, drive, order = recurrence("literal"), drives(1, 12), torch.randperm(12)
+    assert layer.rows.shape == (4, 12)
+    x, b = layer.init_state(1)
+    expected, _ = layer.step(drive, (x, b))
+    layer.rows.data = layer.rows.data[:, order]  # what is added moves along with the levels; its rows stay
+    moved, _ = layer.step(drive[:, order], (x[:, order], b[:, order]))
+    torch.testing.assert_close(moved, expected[:, order])
 
 
 def test_the_gradient_of_the_rows_adds_up_where_they_were_attended():
