@@ -21,7 +21,8 @@ from app.machine import Device, about_machine, find_device, num_threads
 from app.output.progress import announce, steps
 from callbacks.atomic import write_json
 
-Name = Literal["pattention", "growth", "lightning", "loader", "sparse", "sparse_training", "mixers"]
+Name = Literal["pattention", "growth", "lightning", "loader", "sparse", "sparse_training", "sparse_widths", "mixers"]
+LONG = ("sparse_widths", "mixers")  # what quick leaves out
 
 
 def bench(
@@ -37,8 +38,8 @@ def bench(
     """Measure speed, as ratios of things timed in turn in one process.
 
     Args:
-        what: A benchmark, a list of them as in [pattention,growth], quick for all but mixers, or all. mixers sets each
-            model against the one-layer Transformer at several lengths, which takes about five minutes.
+        what: A benchmark, a list of them as in [pattention,growth], quick for all but mixers and sparse_widths, or all.
+            mixers sets each model against the one-layer Transformer at several lengths, which takes about five minutes.
         repeats: Rounds to time in each benchmark, after a warm-up; the median of their ratios counts. In mixers at most
             so many, fewer where a round takes long.
         threads: CPU threads for PyTorch; by default as many as it takes by itself.
@@ -77,7 +78,7 @@ def bench(
 def expand(what: str | list[Name]) -> tuple[str, ...]:
     """The names of the benchmarks to run, each once."""
     if what in ("quick", "all"):
-        return tuple(name for name in get_args(Name) if what == "all" or name != "mixers")
+        return tuple(name for name in get_args(Name) if what == "all" or name not in LONG)
     return (what,) if isinstance(what, str) else tuple(dict.fromkeys(what))
 
 

@@ -36,7 +36,7 @@ from callbacks import Growth
 from datamodules import CharText
 from models import TokenFormer
 from models.base import Batch, LanguageModel
-from models.sparse_rnn.model import SparseRecurrence
+from models.sparse_rnn.model import SparseRecurrence, Variant
 from models.tokenformer import Pattention
 
 WARMUP_STEPS = 5
@@ -164,13 +164,21 @@ def loader(
     return interleaved(lambda: next(batches), lambda: step(batch), repeats, sync=waiting_for(device))
 
 
-def recurrences(state_width: int, k: int, device: str) -> tuple[SparseRecurrence, SparseRecurrence]:
-    """A sparse recurrent net and a dense one of the same size."""
-    sparse, dense = SparseRecurrence(state_width, k), SparseRecurrence(state_width, k, variant="dense")
+def recurrences(state_width: int, k: int, device: str, variant: Variant) -> tuple[SparseRecurrence, SparseRecurrence]:
+    """A sparse recurrent net and a dense one of as many levels."""
+    sparse, dense = (SparseRecurrence(state_width, k, kind) for kind in (variant, "dense"))
     return sparse.to(device), dense.to(device)
 
 
-def sparse(repeats: int, device: str, *, state_width: int = 2048, k: int = 32, steps: int = 16) -> Ratio:
+def sparse(
+    repeats: int,
+    device: str,
+    *,
+    state_width: int = 2048,
+    k: int = 32,
+    steps: int = 16,
+    variant: Variant = "inhibited",
+) -> Ratio:
     """So many recurrent steps of one sequence, each from the state before, against those of the dense net."""
     drives = torch.randn(steps, 1, state_width, device=device).unbind()
 
@@ -185,12 +193,19 @@ def sparse(repeats: int, device: str, *, state_width: int = 2048, k: int = 32, s
 
         return read
 
-    a, b = map(walk, recurrences(state_width, k, device))
+    a, b = map(walk, recurrences(state_width, k, device, variant))
     return interleaved(a, b, repeats, sync=waiting_for(device))
 
 
 def sparse_training(
-    repeats: int, device: str, *, state_width: int = 2048, k: int = 32, batch_size: int = 16, seq_len: int = 64
+    repeats: int,
+    device: str,
+    *,
+    state_width: int = 2048,
+    k: int = 32,
+    batch_size: int = 16,
+    seq_len: int = 64,
+    variant: Variant = "inhibited",
 ) -> Ratio:
     """Forward and backward of the sparse recurrent net over a batch, against those of the dense net."""
     drive, grad = (torch.randn(batch_size, seq_len, state_width, device=device) for _ in range(2))
@@ -200,7 +215,7 @@ def sparse_training(
         wanted = (drive, *layer.parameters())
         return lambda: torch.autograd.grad(layer(drive), wanted, grad)
 
-    a, b = map(training, recurrences(state_width, k, device))
+    a, b = map(training, recurrences(state_width, k, device, variant))
     return interleaved(a, b, repeats, sync=waiting_for(device))
 
 
@@ -249,12 +264,38 @@ class Survey:
         return self.measure(s.repeats, s.device, names=s.names, seq_lens=s.seq_lens, tell=s.tell)
 
 
-BENCHMARKS: dict[str, Benchmark | Survey] = {
+@dataclass(frozen=True)
+class Widths:
+    """Sparse recurrent nets set against the dense one at several widths: `sparse` and `sparse_training` of each.
+
+    `sizes` are pairs of levels m and attended levels k.
+    """
+
+    sizes: tuple[tuple[int, int], ...] = ((128, 16), (512, 32), (2048, 32))
+    variants: tuple[Variant, ...] = ("inhibited", "literal")
+
+    def num_steps(self, settings: BenchSettings) -> int:
+        """How often `tell` hears of it: of each net at each width, stepping and training."""
+        return 2 * len(self.sizes) * len(self.variants)
+
+    def run(self, name: str, settings: BenchSettings) -> Sequence[Result | Curve]:
+        """A result for each; that sparse is no slower is all that is wanted of every width."""
+        results = []
+        for (m, k), variant, measure in itertools.product(self.sizes, self.variants, (sparse, sparse_training)):
+            compares = f"{'16 steps' if measure is sparse else 'training'}, {variant}, k {k} of m {m} / dense"
+            settings.tell(f"{name}, {compares}, {settings.repeats} times")
+            ratio = measure(settings.repeats, settings.device, state_width=m, k=k, variant=variant)
+            results.append(Result(name, compares, ratio, 1.0))
+        return results
+
+
+BENCHMARKS: dict[str, Benchmark | Survey | Widths] = {
     "pattention": Benchmark("layer / its bare products and GELU", 1.25, pattention),
     "growth": Benchmark("growth event / training step", 3.0, growth),
     "lightning": Benchmark("Trainer's step / bare loop's step", 1.10, lightning),
     "loader": Benchmark("next batch / training step", 0.03, loader),
     "sparse": Benchmark("16 steps, k 32 of m 2048 / dense", 0.2, sparse),
     "sparse_training": Benchmark("training, k 32 of m 2048 / dense", 1.0, sparse_training),
+    "sparse_widths": Widths(),
     "mixers": Survey(mixers),
 }

@@ -158,6 +158,15 @@ def test_sparse_and_dense_recurrence_run():
     assert is_sane(benchmarks.sparse_training(2, "cpu", state_width=16, k=2, batch_size=2, seq_len=3))
 
 
+def test_sparse_nets_are_set_against_the_dense_one_at_each_width():
+    told = []
+    settings = benchmarks.BenchSettings(1, "cpu", tell=told.append)
+    widths = benchmarks.Widths(sizes=((8, 2), (16, 2)))
+    results = widths.run("sparse_widths", settings)
+    assert len(told) == len(results) == widths.num_steps(settings) == 8
+    assert "training, literal, k 2 of m 16 / dense" in [result.compares for result in results]
+
+
 def test_every_sparse_step_goes_on_from_the_one_before(monkeypatch):
     seen = {"inhibited": [], "dense": []}
 
@@ -211,9 +220,9 @@ def test_bench_prints_and_writes_what_was_asked_for(fakes, tmp_path, capsys):
     assert [entry.name for entry in tmp_path.iterdir()] == ["speed.json"]
 
 
-def test_what_is_quick_is_all_but_mixers():
+def test_what_is_quick_is_all_but_what_takes_long():
     assert set(expand("all")) == set(get_args(Name))
-    assert set(expand("all")) - set(expand("quick")) == {"mixers"}
+    assert set(expand("all")) - set(expand("quick")) == {"mixers", "sparse_widths"}
     assert expand("loader") == ("loader",)
     assert expand(["loader", "growth", "loader"]) == ("loader", "growth")
 
