@@ -9,6 +9,7 @@ Shapes: B batch, T time, D width, H heads, K width of a head.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 import torch
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention.bias import causal_lower_right
 
+Norm = Literal["rms", "layer"]
 Positions = Literal["rotary", "none"]
 MIN_CACHE = 16  # positions a fresh cache has room for; it doubles from there
 ROPE_BASE = 10_000.0  # the slowest pair turns once in about 2 pi times as many positions
@@ -81,6 +83,15 @@ def rms_norm(x: Tensor) -> Tensor:
 def layer_norm(x: Tensor) -> Tensor:
     """Take the mean of (..., D) away and divide by the standard deviation, without parameters."""
     return F.layer_norm(x, (x.size(-1),))
+
+
+NORMS = {"rms": rms_norm, "layer": layer_norm}
+
+
+def norm_named(name: Norm) -> Callable[[Tensor], Tensor]:
+    """The norm, without parameters, that an option names: of what each part of a block reads, and the head."""
+    check_choice("--model.norm", name, Norm)
+    return NORMS[name]
 
 
 def split_heads(x_BTD: Tensor, num_heads: int) -> Tensor:

@@ -25,13 +25,13 @@ from models.layers import (
     ROPE_BASE,
     KVCache,
     Mixer,
+    Norm,
     Positions,
     cached_attention,
     check_choice,
     check_heads,
     check_positive,
-    layer_norm,
-    rms_norm,
+    norm_named,
     rotation_base,
 )
 from models.local_mixing import LocalMixing, LocalMixingKind
@@ -173,8 +173,6 @@ class Pattention(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-Norm = Literal["rms", "layer"]
-NORMS = {"rms": rms_norm, "layer": layer_norm}
 BlockState = tuple[KVCache, Tensor]
 
 
@@ -206,8 +204,7 @@ class Block(Mixer):
         norm: Norm,
     ) -> None:
         super().__init__()
-        check_choice("--model.norm", norm, Norm)
-        self.norm = NORMS[norm]
+        self.norm = norm_named(norm)
         self.d_model, self.num_heads, self.rope_base = d_model, num_heads, rope_base
         self.query, self.key, self.value, self.out = (
             Pattention(d_model, d_model, num_param_tokens, normalization) for _ in range(4)
@@ -260,7 +257,8 @@ class TokenFormer(GrowableModel):
         num_ffn_param_tokens: Parameter tokens of each feed-forward network.
         normalization: Theta; `softmax` grows exactly by whole multiples only, `gelu` alone makes dense networks of all
             projections.
-        norm: Norm, without parameters, of what each part of a block reads: rms as the baseline's, layer as the paper's.
+        norm: Norm, without parameters, of what each part of a block reads and the head: rms, the root mean square's, or
+            layer, which takes the mean away, too, as the paper's.
         tie_embeddings: Use the embedding's matrix as the head.
         dropout: Probability of dropping embedded features in training.
         compile: Compile each block with torch.compile.
@@ -294,7 +292,7 @@ class TokenFormer(GrowableModel):
             Block(d_model, num_heads, num_param_tokens, num_ffn_param_tokens, normalization, base, local_mixing, norm)
             for _ in range(num_layers)
         ]
-        super().__init__(vocab_size, d_model, blocks, tie_embeddings, dropout, compile)
+        super().__init__(vocab_size, d_model, blocks, tie_embeddings, dropout, compile, norm)
         self.save_hyperparameters(logger=False)
 
     def pattentions(self) -> dict[str, list[Any]]:

@@ -21,13 +21,14 @@ from models.layers import (
     ROPE_BASE,
     KVCache,
     Mixer,
+    Norm,
     Positions,
     cached_attention,
     check_heads,
     check_positive,
     init_input,
     init_output,
-    rms_norm,
+    norm_named,
     rotation_base,
 )
 from models.local_mixing import LocalMixing, LocalMixingKind
@@ -44,6 +45,7 @@ class Block(Mixer):
         ffn_width: Hidden width of the feed-forward network.
         rope_base: Base of the rotary positions' frequencies; None for no positions.
         local_mixing: How queries, keys and values see positions just before.
+        norm: Norm, without parameters, of what each part reads.
         num_layers: Blocks in the model, whose outputs add up.
     """
 
@@ -56,9 +58,11 @@ class Block(Mixer):
         ffn_width: int,
         rope_base: float | None,
         local_mixing: LocalMixingKind,
+        norm: Norm,
         num_layers: int,
     ) -> None:
         super().__init__()
+        self.norm = norm_named(norm)
         self.d_model, self.num_heads, self.rope_base, self.num_layers = d_model, num_heads, rope_base, num_layers
         self.local_mixing = LocalMixing(3 * d_model, local_mixing)
         self.qkv = nn.Linear(d_model, 3 * d_model, bias=False)
@@ -76,13 +80,13 @@ class Block(Mixer):
 
     def feed_forward(self, x: Tensor) -> Tensor:
         """Squared-ReLU network of the normalised (..., D), added to it."""
-        y: Tensor = self.down(F.relu(self.up(rms_norm(x))).square())
+        y: Tensor = self.down(F.relu(self.up(self.norm(x))).square())
         return x + y
 
     def read(self, x_BTD: Tensor, state: BlockState | None) -> tuple[Tensor, Any]:
         """(B, T, D) -> (B, T, D) after what the state has seen, and the next state."""
         cache, recent = state or (None, None)
-        qkv, recent = self.local_mixing.read(self.qkv(rms_norm(x_BTD)), recent)
+        qkv, recent = self.local_mixing.read(self.qkv(self.norm(x_BTD)), recent)
         q, k, v = qkv.chunk(3, -1)
         y_BTD, cache = cached_attention(q, k, v, self.num_heads, self.rope_base, cache)
         return self.feed_forward(x_BTD + self.out(y_BTD)), (cache, recent)
@@ -116,6 +120,8 @@ class Transformer(GrowableModel):
         local_mixing: Let queries, keys and values see the previous position (shift, two taps) or the last four (conv);
             recall by one layer needs either.
         ffn_ratio: Hidden width of the feed-forward network, in widths.
+        norm: Norm, without parameters, of what each part of a block reads and the head: rms, the root mean square's, or
+            layer, which takes the mean away, too.
         tie_embeddings: Use the embedding's matrix as the head.
         dropout: Probability of dropping embedded features in training.
         compile: Compile each block with torch.compile.
@@ -134,6 +140,7 @@ class Transformer(GrowableModel):
         rope_base: float = ROPE_BASE,
         local_mixing: LocalMixingKind = "none",
         ffn_ratio: int = 4,
+        norm: Norm = "rms",
         tie_embeddings: bool = False,
         dropout: float = 0.0,
         compile: bool = False,
@@ -141,6 +148,6 @@ class Transformer(GrowableModel):
         check_positive(d_model=d_model, ffn_ratio=ffn_ratio)
         check_heads(d_model, num_heads)
         base, width = rotation_base(positions, rope_base, d_model, num_heads), ffn_ratio * d_model
-        blocks = [Block(d_model, num_heads, width, base, local_mixing, num_layers) for _ in range(num_layers)]
-        super().__init__(vocab_size, d_model, blocks, tie_embeddings, dropout, compile)
+        blocks = [Block(d_model, num_heads, width, base, local_mixing, norm, num_layers) for _ in range(num_layers)]
+        super().__init__(vocab_size, d_model, blocks, tie_embeddings, dropout, compile, norm)
         self.save_hyperparameters(logger=False)

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.growth import GrowableModel
-from models.layers import Mixer, check_choice, check_positive, init_input, init_output, rms_norm
+from models.layers import Mixer, Norm, check_choice, check_positive, init_input, init_output, norm_named, rms_norm
 from models.local_mixing import LocalMixing, LocalMixingKind
 from models.scan import accumulation_dtype, full_precision
 from models.sparse_rnn.scan import DenseScan, Rule, SparseScan, gains, rms_scale, sparse_step
@@ -159,6 +159,7 @@ class Block(Mixer):
         recurrence: The recurrent net.
         local_mixing: How drives see positions just before.
         ffn_width: Hidden width of the feed-forward network.
+        norm: Norm, without parameters, of what each part reads; levels have the RMS norm always.
         num_layers: Blocks in the model, whose outputs add up.
     """
 
@@ -170,9 +171,11 @@ class Block(Mixer):
         recurrence: SparseRecurrence,
         local_mixing: LocalMixingKind,
         ffn_width: int,
+        norm: Norm,
         num_layers: int,
     ) -> None:
         super().__init__()
+        self.norm = norm_named(norm)
         self.num_layers, self.recurrence = num_layers, recurrence
         self.drive = nn.Linear(d_model, recurrence.state_width, bias=False)
         self.local_mixing = LocalMixing(recurrence.state_width, local_mixing)
@@ -191,13 +194,13 @@ class Block(Mixer):
     def add_branches(self, x: Tensor, stimulus: Tensor) -> Tensor:
         """Read the stimulus out into x, then add the squared-ReLU network, all (..., D)."""
         x = x + self.out(stimulus.to(x.dtype))
-        y: Tensor = x + self.down(F.relu(self.up(rms_norm(x))).square())
+        y: Tensor = x + self.down(F.relu(self.up(self.norm(x))).square())
         return y
 
     def read(self, x_BTD: Tensor, state: BlockState | None) -> tuple[Tensor, Any]:
         """(B, T, D) -> (B, T, D) after what the state has seen, and the next state."""
         levels, recent = state or (self.recurrence.init_state(x_BTD.size(0)), None)
-        drive_BTM, recent = self.local_mixing.read(self.drive(rms_norm(x_BTD)), recent)
+        drive_BTM, recent = self.local_mixing.read(self.drive(self.norm(x_BTD)), recent)
         stimulus_BTM, levels = self.recurrence.read(drive_BTM, levels)
         return self.add_branches(x_BTD, stimulus_BTM), (levels, recent)
 
@@ -208,7 +211,7 @@ class Block(Mixer):
     def step(self, x_BD: Tensor, state: BlockState) -> tuple[Tensor, BlockState]:
         """One position (B, D) of `forward`."""
         levels, recent = state
-        drive_BM, recent = self.local_mixing.step(self.drive(rms_norm(x_BD)), recent)
+        drive_BM, recent = self.local_mixing.step(self.drive(self.norm(x_BD)), recent)
         levels = self.recurrence.step(drive_BM, levels)
         return self.add_branches(x_BD, levels[0]), (levels, recent)
 
@@ -238,6 +241,8 @@ class SparseRNN(GrowableModel):
         bptt_window: Steps after which gradients are cut while the state goes on; null for all.
         local_mixing: Let drives see the previous position (shift, two taps) or the last four (conv).
         ffn_ratio: Hidden width of the feed-forward network, in widths.
+        norm: Norm, without parameters, of what each part of a block reads and the head: rms, the root mean square's, or
+            layer, which takes the mean away, too; levels have rms always.
         tie_embeddings: Use the embedding's matrix as the head.
         dropout: Probability of dropping embedded features in training.
         compile: Compile each block with torch.compile, but for the loop over time.
@@ -258,6 +263,7 @@ class SparseRNN(GrowableModel):
         bptt_window: int | None = None,
         local_mixing: LocalMixingKind = "none",
         ffn_ratio: int = 4,
+        norm: Norm = "rms",
         tie_embeddings: bool = False,
         dropout: float = 0.0,
         compile: bool = False,
@@ -269,9 +275,10 @@ class SparseRNN(GrowableModel):
                 SparseRecurrence(state_width, k, variant, bptt_window),
                 local_mixing,
                 ffn_ratio * d_model,
+                norm,
                 num_layers,
             )
             for _ in range(num_layers)
         ]
-        super().__init__(vocab_size, d_model, blocks, tie_embeddings, dropout, compile)
+        super().__init__(vocab_size, d_model, blocks, tie_embeddings, dropout, compile, norm)
         self.save_hyperparameters(logger=False)

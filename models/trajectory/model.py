@@ -36,7 +36,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.growth import GrowableModel
-from models.layers import check_heads, check_positive, init_input, init_output, rms_norm
+from models.layers import Norm, check_heads, check_positive, init_input, init_output, norm_named
 from models.local_mixing import LocalMixing, LocalMixingKind
 from models.scan import accumulation_dtype, full_precision
 from models.trajectory.coincidence import (
@@ -264,14 +264,15 @@ def check_memory(bits: int, spans: tuple[int, ...], num_slots: int | None, num_d
 class Block(nn.Module):
     """(B, T, D) -> (B, T, D): trajectory memory and a feed-forward network, each added to its input.
 
-    `local_mixing` is how the memory sees positions just before, `ffn_width` is the network's hidden width, `num_layers`
-    counts the model's blocks, whose outputs add up.
+    `local_mixing` is how the memory sees positions just before, `ffn_width` is the network's hidden width, `norm` that
+    of what each part reads, `num_layers` counts the model's blocks, whose outputs add up.
     """
 
     def __init__(
-        self, memory: TrajectoryMemory, local_mixing: LocalMixingKind, ffn_width: int, num_layers: int
+        self, memory: TrajectoryMemory, local_mixing: LocalMixingKind, ffn_width: int, norm: Norm, num_layers: int
     ) -> None:
         super().__init__()
+        self.norm = norm_named(norm)
         self.num_layers, self.memory = num_layers, memory
         self.local_mixing = LocalMixing(memory.d_model, local_mixing)
         self.up = nn.Linear(memory.d_model, ffn_width, bias=False)
@@ -294,11 +295,11 @@ class Block(nn.Module):
 
     def feed_forward(self, x: Tensor) -> Tensor:
         """Squared-ReLU network of the normalised (..., D), added to it."""
-        return x + cast(Tensor, self.down(F.relu(self.up(rms_norm(x))).square()))
+        return x + cast(Tensor, self.down(F.relu(self.up(self.norm(x))).square()))
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
-        return self.feed_forward(x_BTD + self.memory(self.local_mixing(rms_norm(x_BTD))))
+        return self.feed_forward(x_BTD + self.memory(self.local_mixing(self.norm(x_BTD))))
 
     def init_state(self, batch_size: int) -> BlockState:
         """The memory's, and the local mixing's."""
@@ -307,7 +308,7 @@ class Block(nn.Module):
     def step(self, x_BD: Tensor, state: BlockState) -> tuple[Tensor, BlockState]:
         """One position (B, D) of `forward`."""
         memory, recent = state
-        seen_BD, recent = self.local_mixing.step(rms_norm(x_BD), recent)
+        seen_BD, recent = self.local_mixing.step(self.norm(x_BD), recent)
         y_BD, memory = self.memory.step(seen_BD, memory)
         return self.feed_forward(x_BD + y_BD), (memory, recent)
 
@@ -344,6 +345,8 @@ class TrajectoryLM(GrowableModel):
         num_doublings: The trajectory spans two to this power positions.
         local_mixing: Let the memory see the previous position (shift, two taps) or the last four (conv).
         ffn_ratio: Hidden width of the feed-forward network, in widths.
+        norm: Norm, without parameters, of what each part of a block reads and the head: rms, the root mean square's, or
+            layer, which takes the mean away, too.
         tie_embeddings: Use the embedding's matrix as the head.
         dropout: Probability of dropping embedded features in training.
         compile: Compile each block with torch.compile, but for the look-up.
@@ -365,6 +368,7 @@ class TrajectoryLM(GrowableModel):
         num_doublings: int = 4,
         local_mixing: LocalMixingKind = "none",
         ffn_ratio: int = 4,
+        norm: Norm = "rms",
         tie_embeddings: bool = False,
         dropout: float = 0.0,
         compile: bool = False,
@@ -375,9 +379,10 @@ class TrajectoryLM(GrowableModel):
                 TrajectoryMemory(d_model, num_heads, bits, spans, num_matches, num_slots, num_doublings),
                 local_mixing,
                 ffn_ratio * d_model,
+                norm,
                 num_layers,
             )
             for _ in range(num_layers)
         ]
-        super().__init__(vocab_size, d_model, blocks, tie_embeddings, dropout, compile)
+        super().__init__(vocab_size, d_model, blocks, tie_embeddings, dropout, compile, norm)
         self.save_hyperparameters(logger=False)
