@@ -68,5 +68,25 @@ def test_factors_hold_the_parameters_they_should():
         return Palm(vocab_size=100, d_model=32, num_heads=2, num_recursions=1, **options).num_parameters()
 
     full = count(rank=None, embedding_rank=None)
+    assert count(rank=None, embedding_rank=None, qkv_ratio=4) - full == 3 * 5 * 32 * 32
+    assert full - count(rank=None, embedding_rank=None, output_rank=4) == 2 * (32 * 32 - 4 * (32 + 32))
+    assert full - count(rank=None, embedding_rank=None, head_rank=4) == 100 * 32 - 4 * (100 + 32)
+    assert count(tie_embeddings=True) == count() - 100 * 32  # both factors are shared
     assert full - count(rank=4, embedding_rank=None) == 3 * (32 * 32 - 2 * 4 * 32)
     assert full - count(rank=None, embedding_rank=8) == 100 * 32 - 8 * (100 + 32)
+
+
+def test_a_head_has_factors_of_its_own_or_those_of_the_embedding():
+    options = {"vocab_size": 20, "d_model": 16, "num_heads": 2, "embedding_rank": 5}
+    own, tied = Palm(head_rank=3, **options), Palm(tie_embeddings=True, **options)
+    assert own.head.weight.shape == (20, 3)
+    assert tied.head.weight is tied.embed.weight
+    assert tied.head.up is tied.embed.up
+    with pytest.raises(ValueError, match="--model.head_rank 3 has no use with --model.tie_embeddings true"):
+        Palm(head_rank=3, tie_embeddings=True, **options)
+
+
+@pytest.mark.parametrize("option", ["qkv_ratio", "output_rank", "head_rank"])
+def test_sizes_below_one_are_refused(option):
+    with pytest.raises(ValueError, match=f"--model.{option} is 0; it must be at least 1"):
+        Palm(vocab_size=5, **{option: 0})
