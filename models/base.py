@@ -30,7 +30,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from models.layers import Layer, check_positive, rms_norm
+from models.layers import Layer, Norm, check_positive, norm_named, rms_norm
 from models.metrics import IGNORED, EvalMetrics, Evaluation, evaluation_of
 from models.optim import Optim, build_optimizer, grad_norm, lr_scale, reapply
 from models.sharding import Sharding, Successors
@@ -48,7 +48,7 @@ def mixed_seed(*parts: int) -> int:
 
 
 class LanguageModel(L.LightningModule):
-    """An embedding, `self.layers`, a parameter-free RMS norm and `self.head`, trained to predict the next token.
+    """An embedding, `self.layers`, a norm without parameters and `self.head`, trained to predict the next token.
 
     Args:
         vocab_size: Number of tokens.
@@ -57,6 +57,7 @@ class LanguageModel(L.LightningModule):
         tie_embeddings: Use the embedding's matrix as the head.
         dropout: Probability of dropping embedded features in training.
         compile: Compile each layer with torch.compile.
+        norm: The norm of what the head reads; embeddings have the RMS norm always.
     """
 
     scales_with_width: ClassVar[tuple[str, ...] | None] = None
@@ -64,6 +65,9 @@ class LanguageModel(L.LightningModule):
 
     searched: ClassVar[Mapping[str, Sequence[Any]]] = {}
     """Options of its own that a comparison's search tries, and their choices, beside those that all models share."""
+
+    untold: ClassVar[Mapping[str, Any]] = {}
+    """Options that checkpoints from before these do not tell, and what held then, where that is no default now."""
 
     def __init__(
         self,
@@ -73,13 +77,14 @@ class LanguageModel(L.LightningModule):
         tie_embeddings: bool,
         dropout: float,
         compile: bool,
+        norm: Norm = "rms",
     ) -> None:
         super().__init__()
         check_positive(vocab_size=vocab_size, d_model=d_model, num_layers=len(layers))
         if not 0 <= dropout < 1:
             raise ValueError(f"--model.dropout is {dropout}; it must be at least 0 and below 1")
         self.vocab_size, self.d_model = vocab_size, d_model
-        self.dropout, self.compile_layers = dropout, compile
+        self.dropout, self.compile_layers, self.norm = dropout, compile, norm_named(norm)
         self.embed = nn.Embedding(vocab_size, d_model)
         self.layers = nn.ModuleList(layers)
         self.head: nn.Module = nn.Linear(d_model, vocab_size, bias=False)
@@ -112,7 +117,7 @@ class LanguageModel(L.LightningModule):
         x_BTD = F.dropout(rms_norm(self.embed(tokens_BT)), self.dropout, self.training)
         for layer in self.depth():
             x_BTD = layer(x_BTD)
-        return rms_norm(x_BTD)
+        return self.norm(x_BTD)
 
     def forward(self, tokens_BT: Tensor) -> Tensor:
         """Tokens (B, T) -> logits (B, T, V)."""
@@ -139,7 +144,7 @@ class LanguageModel(L.LightningModule):
         for layer, layer_state in zip(self.depth(), state, strict=True):
             x_BD, layer_state = layer.step(x_BD, layer_state)
             next_state.append(layer_state)
-        return self.head(rms_norm(x_BD)), next_state
+        return self.head(self.norm(x_BD)), next_state
 
     @torch.no_grad()
     def generate(

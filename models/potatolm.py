@@ -12,7 +12,7 @@ positions of a chunk, M = B T.
 
 from __future__ import annotations
 
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,17 +22,21 @@ from models.growth import GrowableModel
 from models.layers import (
     ROPE_BASE,
     Mixer,
+    Norm,
     Positions,
+    check_choice,
     check_heads,
     check_positive,
     init_input,
     layer_norm,
-    rms_norm,
+    norm_named,
     rotary,
     rotation_base,
 )
 from models.local_mixing import LocalMixing, LocalMixingKind
-from models.scan import CHUNK_SIZE, accumulation_dtype, cumulative_sum, split_chunks
+from models.scan import CHUNK_SIZE, accumulation_dtype, cumulative_sum, decayed_sum, split_chunks
+
+Card = Literal["sum", "decay"]
 
 
 class CardState(NamedTuple):
@@ -63,6 +67,12 @@ def causal_shift(x_BTD: Tensor) -> Tensor:
 def earlier_sum(writes_BTD: Tensor, chunk_size: int) -> Tensor:
     """The card at every position, the sum of strictly earlier writes: (B, T, D) -> (B, T, D)."""
     return cumulative_sum(causal_shift(writes_BTD), chunk_size)
+
+
+def earlier_decayed_sum(writes_BTD: Tensor, log_decay_H: Tensor, chunk_size: int) -> Tensor:
+    """The card that decays, Σ_{s<t} exp(log_decay (t - 1 - s)) writes_s head by head: (B, T, D), (H,) -> (B, T, D)."""
+    writes_BTHK = causal_shift(writes_BTD).unflatten(-1, (log_decay_H.numel(), -1))
+    return decayed_sum(writes_BTHK, log_decay_H, chunk_size).flatten(2)
 
 
 def earlier_sum_carry_normed(writes_BTD: Tensor, chunk_size: int, num_heads: int) -> Tensor:
@@ -123,9 +133,11 @@ class PassTheCard(Mixer):
         num_heads: Heads, each with a network of its own.
         head_hidden: Hidden width of a head's network.
         chunk_size: Positions of a chunk.
+        card: The sum of all earlier writes, or one that each head lets decay by a factor of its own, which is learned.
         carry_norm: Layer-normalise the sum of all earlier chunks before the rest is added, so that the chunk size
             matters: it says how far back marks have a card to themselves.
         local_mixing: How marks, gates and the heads' networks see positions just before.
+        norm: Norm, without parameters, of the input; cards are layer-normalised always.
     """
 
     outputs = ("out.weight",)
@@ -136,30 +148,52 @@ class PassTheCard(Mixer):
         num_heads: int,
         head_hidden: int,
         chunk_size: int = CHUNK_SIZE,
+        card: Card = "sum",
         carry_norm: bool = False,
         local_mixing: LocalMixingKind = "none",
+        norm: Norm = "rms",
     ) -> None:
         super().__init__()
+        self.norm = norm_named(norm)
+        check_choice("--model.card", card, Card)
+        if card == "decay" and carry_norm:
+            raise ValueError(
+                "--model.carry_norm true normalises the sum of all earlier chunks, which --model.card decay lets fade; "
+                "choose --model.card sum or leave carry_norm false"
+            )
         self.local_mixing = LocalMixing(d_model, local_mixing)
         self.d_model, self.num_heads = d_model, num_heads
-        self.chunk_size, self.carry_norm = chunk_size, carry_norm
+        self.chunk_size, self.card, self.carry_norm = chunk_size, card, carry_norm
         self.write = nn.Linear(d_model, 2 * d_model, bias=False)
         self.up = nn.Parameter(torch.empty(num_heads * head_hidden, 2 * (d_model // num_heads)))
         self.down = nn.Parameter(torch.empty(d_model, head_hidden))
         self.out = nn.Linear(d_model, d_model, bias=False)
+        if card == "decay":
+            self.decay = nn.Parameter(torch.empty(num_heads))  # the factor is its sigmoid
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Weights write, up and down: U(-1/sqrt fan_in, 1/sqrt fan_in); out: zero, so a new layer changes nothing."""
+        """Weights write, up and down: U(-1/sqrt fan_in, 1/sqrt fan_in); out: zero, so a new layer changes nothing.
+
+        A card decays by 1 - 2^(-8 h / H) in head h of H, from the first: half of it, or more, to 1 / 256 is lost a
+        token (the slopes of ALiBi, arXiv 2108.12409).
+        """
         for weight in (self.write.weight, self.up, self.down):
             init_input(weight)
         nn.init.zeros_(self.out.weight)
+        if self.card == "decay":
+            slope_H = 2 ** (-8 * torch.arange(1, self.num_heads + 1, device=self.decay.device) / self.num_heads)
+            self.decay.data.copy_(torch.logit(1 - slope_H))
 
     def writes(self, normed: Tensor) -> Tensor:
         """What each token adds to the card, its mark through its gate: (..., D) -> (..., D)."""
         mark, gate = self.write(normed).chunk(2, -1)
         gated: Tensor = gate.sigmoid() * mark
         return gated
+
+    def log_decay(self) -> Tensor:
+        """Logarithms of the heads' factors, (H,)."""
+        return F.logsigmoid(self.decay.to(accumulation_dtype(self.decay.dtype)))
 
     def answers(self, card: Tensor, own: Tensor) -> Tensor:
         """The heads' networks of normalised card and own slice, then the projection: two (..., D) -> (..., D)."""
@@ -172,13 +206,15 @@ class PassTheCard(Mixer):
 
     def cards(self, writes_BTD: Tensor) -> Tensor:
         """The card at every position of a text: (B, T, D) -> (B, T, D)."""
+        if self.card == "decay":
+            return earlier_decayed_sum(writes_BTD, self.log_decay(), self.chunk_size)
         if self.carry_norm:
             return earlier_sum_carry_normed(writes_BTD, self.chunk_size, self.num_heads)
         return earlier_sum(writes_BTD, self.chunk_size)
 
     def read(self, x_BTD: Tensor, state: CardState | None) -> tuple[Tensor, CardState | None]:
         """(B, T, D) -> (B, T, D) after what the state has seen, and the next state."""
-        own, recent = self.local_mixing.read(rms_norm(x_BTD), state.recent if state else None)
+        own, recent = self.local_mixing.read(self.norm(x_BTD), state.recent if state else None)
         writes = self.writes(own)
         if state is None:
             return x_BTD + self.answers(self.cards(writes), own), None
@@ -212,10 +248,12 @@ class PassTheCard(Mixer):
     def step(self, x_BD: Tensor, state: CardState) -> tuple[Tensor, CardState]:
         """One position (B, D) of `forward`."""
         card_BD, local_BD, recent, place = state
-        own, recent = self.local_mixing.step(rms_norm(x_BD), recent)
+        own, recent = self.local_mixing.step(self.norm(x_BD), recent)
         writes = self.writes(own)
         if not self.carry_norm:
             y_BD = x_BD + self.answers(card_BD, own)
+            if self.card == "decay":
+                card_BD = card_BD * self.log_decay().exp().repeat_interleave(self.d_model // self.num_heads)
             return y_BD, CardState(card_BD + writes, local_BD, recent, place)
         if place == self.chunk_size:
             card_BD, local_BD, place = card_BD + local_BD, torch.zeros_like(local_BD), 0
@@ -223,9 +261,10 @@ class PassTheCard(Mixer):
         return y_BD, CardState(card_BD, local_BD + writes, recent, place + 1)
 
     def flops_per_token(self, seq_len: int) -> int:
-        """Each matrix once, and the local mixing; sums are elementwise."""
+        """Each matrix once, and the local mixing; plain sums are elementwise, those that decay a product a chunk."""
         weights = sum(weight.numel() for weight in self.parameters() if weight.ndim == 2)
-        return 2 * weights + self.local_mixing.flops_per_token()
+        powers = self.d_model * min(self.chunk_size, seq_len) if self.card == "decay" else 0
+        return 2 * (weights + powers) + self.local_mixing.flops_per_token()
 
     def state_bytes(self, seq_len: int) -> int:
         """One card of all heads, or two, and the local mixing's."""
@@ -239,8 +278,12 @@ def pass_the_card_reference(layer: PassTheCard, x_BTD: Tensor) -> Tensor:
     def standardised(x: Tensor) -> Tensor:
         return (x - x.mean(-1, keepdim=True)) / (x.var(-1, correction=0, keepdim=True) + 1e-5).sqrt()
 
+    decay_H = layer.decay.sigmoid() if layer.card == "decay" else x_BTD.new_ones(layer.num_heads)
+
     def total(writes: list[Tensor], head: int) -> Tensor:
-        return sum((w.chunk(layer.num_heads, -1)[head] for w in writes), x_BTD.new_zeros(()))
+        ages = range(len(writes) - 1, -1, -1)
+        marks = (decay_H[head] ** age * w.chunk(layer.num_heads, -1)[head] for age, w in zip(ages, writes, strict=True))
+        return sum(marks, x_BTD.new_zeros(()))
 
     mark_weight, gate_weight = layer.write.weight.chunk(2)
     networks = list(zip(layer.up.chunk(layer.num_heads), layer.down.chunk(layer.num_heads), strict=True))
@@ -271,10 +314,14 @@ class PotatoLM(GrowableModel):
         num_heads: Heads, each with a network of its own.
         ffn_ratio: Hidden width of a head's network, in widths of a head.
         chunk_size: Positions that are summed one after the other; it changes the result with carry_norm only.
+        card: What a token reads of all earlier ones: the sum of what they wrote, or one that each head lets decay by a
+            factor of its own, which is learned.
         carry_norm: Layer-normalise the sum of all earlier chunks before it is combined with the chunk's own.
         local_mixing: Let each layer see the previous position (shift, two taps) or the last four (conv).
         positions: Rotate embeddings by their positions, or leave order to the local mixing.
         rope_base: Base of the rotary positions' frequencies; a small one tells near positions apart better.
+        norm: Norm, without parameters, of what each layer and the head read: rms, the root mean square's, or
+            layer, which takes the mean away, too; what is read of a card has layer always.
         tie_embeddings: Use the embedding's matrix as the head.
         dropout: Probability of dropping embedded features in training.
         compile: Compile each layer with torch.compile.
@@ -282,6 +329,7 @@ class PotatoLM(GrowableModel):
 
     scales_with_width = ("num_heads",)
     searched: ClassVar = {"carry_norm": (False, True)}
+    untold: ClassVar = {"card": "sum"}
 
     def __init__(
         self,
@@ -292,10 +340,12 @@ class PotatoLM(GrowableModel):
         num_heads: int = 8,
         ffn_ratio: int = 8,
         chunk_size: int = CHUNK_SIZE,
+        card: Card = "decay",
         carry_norm: bool = False,
         local_mixing: LocalMixingKind = "none",
-        positions: Positions = "rotary",
+        positions: Positions = "none",
         rope_base: float = ROPE_BASE,
+        norm: Norm = "rms",
         tie_embeddings: bool = False,
         dropout: float = 0.0,
         compile: bool = False,
@@ -305,7 +355,8 @@ class PotatoLM(GrowableModel):
         base, hidden = rotation_base(positions, rope_base, d_model), ffn_ratio * d_model // num_heads
         layers: list[nn.Module] = [] if base is None else [RotaryPositions(base)]
         layers += [
-            PassTheCard(d_model, num_heads, hidden, chunk_size, carry_norm, local_mixing) for _ in range(num_layers)
+            PassTheCard(d_model, num_heads, hidden, chunk_size, card, carry_norm, local_mixing, norm)
+            for _ in range(num_layers)
         ]
-        super().__init__(vocab_size, d_model, layers, tie_embeddings, dropout, compile)
+        super().__init__(vocab_size, d_model, layers, tie_embeddings, dropout, compile, norm)
         self.save_hyperparameters(logger=False)

@@ -1,10 +1,12 @@
-"""Sums over time of any length, computed by chunks.
+"""Sums over time of any length, computed by chunks; plain, or decaying by a factor a head.
 
 y_t = Σ_{s<=t} x_s splits into a scan inside each chunk, the carry (the sum of all earlier chunks' totals), and their
 combination. Chunks are independent of each other, which a GPU likes, and additions chain over a chunk and the number of
-chunks instead of over all of time, so that rounding errors stay small. O(T) work, no maximum length.
+chunks instead of over all of time, so that rounding errors stay small. O(T) work, no maximum length. A sum that decays,
+y_t = Σ_{s<=t} λ^(t-s) x_s, is a product of each chunk with a matrix of powers, as retention's (arXiv 2307.08621): O(T
+C) work.
 
-Shapes: B batch, T time, D width, N chunks, C positions of a chunk.
+Shapes: B batch, T time, D width, H heads, K width of a head, N chunks, C positions of a chunk.
 """
 
 from __future__ import annotations
@@ -91,4 +93,42 @@ def cumulative_sum_reference(x_BTD: Tensor) -> Tensor:
     for x_BD in x_BTD.unbind(1):
         total_BD = total_BD + x_BD
         sums.append(total_BD)
+    return torch.stack(sums, 1)
+
+
+def decayed_sum(x_BTHK: Tensor, log_decay_H: Tensor, chunk_size: int = CHUNK_SIZE) -> Tensor:
+    """Inclusive sums that decay, Σ_{s<=t} exp(log_decay (t - s)) x_s, head by head, in float32 at least.
+
+    (B, T, H, K) and logarithms of factors of at most 1, (H,) -> (B, T, H, K). Inside a chunk it is a matrix product;
+    the chunks' totals add up by doubling. The chunk size matters for speed and rounding only.
+    """
+    num_heads, length, dtype = x_BTHK.size(2), x_BTHK.size(1), accumulation_dtype(x_BTHK.dtype)
+    with full_precision(x_BTHK):
+        x_BNCHK = split_chunks(x_BTHK.to(dtype).flatten(2), chunk_size).unflatten(-1, (num_heads, -1))
+        num_chunks, size = x_BNCHK.shape[1:3]
+        log_decay_H = log_decay_H.to(dtype)
+        age_C = torch.arange(size, device=x_BTHK.device)
+        age_CC = (age_C.unsqueeze(1) - age_C).clamp_min(0)  # a later position would overflow before it is cut off
+        weight_HCC = (log_decay_H.view(-1, 1, 1) * age_CC).exp().tril()
+        y_BNCHK = torch.einsum("hts,bnshk->bnthk", weight_HCC, x_BNCHK)
+        carry_BNHK, distance = y_BNCHK[:, :, -1], 1
+        while distance < num_chunks:
+            faded = _delayed(carry_BNHK, distance) * (log_decay_H * size * distance).exp().unsqueeze(-1)
+            carry_BNHK, distance = carry_BNHK + faded, 2 * distance
+        fading_CH1 = (log_decay_H * (age_C + 1).unsqueeze(-1)).exp().unsqueeze(-1)
+        y_BNCHK = y_BNCHK + _delayed(carry_BNHK, 1).unsqueeze(2) * fading_CH1
+    return y_BNCHK.flatten(1, 2)[:, :length]
+
+
+def _delayed(x_BNHK: Tensor, chunks: int) -> Tensor:
+    """Each chunk's entry `chunks` later, zeros first."""
+    return F.pad(x_BNHK, (0, 0, 0, 0, chunks, 0))[:, : x_BNHK.size(1)]
+
+
+def decayed_sum_reference(x_BTHK: Tensor, log_decay_H: Tensor) -> Tensor:
+    """The same, one position after the other."""
+    total_BHK, sums = torch.zeros_like(x_BTHK[:, 0], dtype=accumulation_dtype(x_BTHK.dtype)), []
+    for x_BHK in x_BTHK.unbind(1):
+        total_BHK = log_decay_H.exp().unsqueeze(-1) * total_BHK + x_BHK
+        sums.append(total_BHK)
     return torch.stack(sums, 1)

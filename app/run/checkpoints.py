@@ -43,6 +43,7 @@ def read_checkpoint(path: Path, option: str = "--ckpt_path") -> dict[str, Any]:
         if not is_finite(weight):
             raise ValueError(f"{source} has weights that are not finite in {name}; {ANOTHER}")
     check_options(checkpoint, source)
+    checkpoint["hyper_parameters"] = untold_options(checkpoint) | checkpoint["hyper_parameters"]
     return checkpoint
 
 
@@ -66,6 +67,12 @@ def model_name(checkpoint: dict[str, Any]) -> str:
 def hyper_parameters(checkpoint: dict[str, Any], key: str = "hyper_parameters") -> dict[str, Any]:
     """The saved constructor arguments, without Lightning's own entries."""
     return {name: value for name, value in checkpoint.get(key, {}).items() if not name.startswith("_")}
+
+
+def untold_options(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """Options that older checkpoints of the model do not tell, and what held then."""
+    model = getattr(models, model_name(checkpoint), None)
+    return dict(model.untold) if model else {}
 
 
 def vocabulary(checkpoint: dict[str, Any]) -> str | None:

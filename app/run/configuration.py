@@ -9,7 +9,7 @@ import yaml
 from lightning.pytorch import LightningDataModule
 
 from app.cli.mistakes import UsageError
-from app.run.checkpoints import hyper_parameters, model_name, vocabulary
+from app.run.checkpoints import hyper_parameters, model_name, untold_options, vocabulary
 from app.run.folders import run_dir_of
 from datamodules.char_text import shown
 from models.base import CHECKPOINT_KEY, LanguageModel
@@ -64,6 +64,12 @@ def configuration_of(path: Path, checkpoint: dict[str, Any]) -> str:
             checkpoint, "datamodule_hyper_parameters", data.get("_class_path", "CharText"), "seed"
         )
     return yaml.safe_dump(config | {"optim": checkpoint[CHECKPOINT_KEY]["optim"]})
+
+
+def untold_by_configuration(checkpoint: dict[str, Any]) -> list[str]:
+    """Options, as they are typed, that an older run's configuration does not have, with the checkpoint's values."""
+    known = hyper_parameters(checkpoint)
+    return [f"--model.{name}={known[name]}" for name in untold_options(checkpoint)]
 
 
 def _class_config(content: dict[str, Any], key: str, class_path: str, linked: str) -> dict[str, Any]:

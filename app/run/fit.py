@@ -30,6 +30,7 @@ from app.run.configuration import (
     check_optimizer,
     configuration_of,
     refuse_linked,
+    untold_by_configuration,
 )
 from app.run.folders import (
     AUTO,
@@ -298,7 +299,7 @@ def run(verb: str, args: list[str]) -> int:
     checkpoint = read_checkpoint(path) if path else {}
     if path:
         whole = [] if verb == "fit" else WHOLE_SPLITS
-        args = [f"--config={configuration_of(path, checkpoint)}", *whole, *args]
+        args = [f"--config={configuration_of(path, checkpoint)}", *untold_by_configuration(checkpoint), *whole, *args]
     with ExitStack() as stack:
         with explained(f"python -m app {verb} --help", known_names()):
             cli = CLI(verb, args, path, checkpoint, stack)

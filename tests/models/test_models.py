@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from models import Palm, PotatoLM, SparseRNN, TokenFormer, TrajectoryLM, Transformer
 from models.base import LanguageModel, sample
-from models.layers import MIN_CACHE, causal_attention, causal_attention_reference
+from models.layers import MIN_CACHE, causal_attention, causal_attention_reference, layer_norm
 from models.local_mixing import LocalMixing
 
 # Torch's counter does not know that a bag of k weighted rows of width m is a product of 1 x k and k x m.
@@ -28,7 +28,7 @@ EMBEDDING_BAGS = {
 MODELS = {
     "Transformer": lambda **kw: Transformer(vocab_size=11, d_model=16, num_heads=2, **kw),
     "Transformer-conv": lambda **kw: Transformer(
-        vocab_size=11, d_model=16, num_heads=1, positions="none", local_mixing="conv", **kw
+        vocab_size=11, d_model=16, num_heads=1, positions="none", local_mixing="conv", norm="layer", **kw
     ),
     "TokenFormer": lambda **kw: TokenFormer(
         vocab_size=11, d_model=16, num_heads=2, num_param_tokens=6, num_ffn_param_tokens=24, **kw
@@ -43,31 +43,49 @@ MODELS = {
         num_heads=2,
         rank=None,
         embedding_rank=None,
+        qkv_ratio=2,
+        output_rank=3,
+        head_rank=4,
+        norm="layer",
         mixing="aft",
         recursion="each",
         local_mixing="shift",
         **kw,
     ),
     "PotatoLM": lambda **kw: PotatoLM(vocab_size=11, d_model=16, num_heads=2, ffn_ratio=2, chunk_size=5, **kw),
+    "PotatoLM-sum": lambda **kw: PotatoLM(
+        vocab_size=11, d_model=16, num_heads=2, ffn_ratio=2, chunk_size=5, card="sum", positions="rotary", **kw
+    ),
     "PotatoLM-carry": lambda **kw: PotatoLM(
         vocab_size=11,
         d_model=16,
         num_heads=2,
         ffn_ratio=2,
         chunk_size=5,
+        card="sum",
         carry_norm=True,
+        norm="layer",
         local_mixing="shift",
         **kw,
     ),
     "SparseRNN": lambda **kw: SparseRNN(vocab_size=11, d_model=16, state_width=12, k=3, **kw),
     "SparseRNN-plain": lambda **kw: SparseRNN(vocab_size=11, d_model=16, state_width=12, k=3, variant="plain", **kw),
     "SparseRNN-literal": lambda **kw: SparseRNN(
-        vocab_size=11, d_model=16, state_width=12, k=3, variant="literal", **kw
+        vocab_size=11, d_model=16, state_width=12, k=3, variant="literal", norm="layer", **kw
     ),
     "SparseRNN-dense": lambda **kw: SparseRNN(vocab_size=11, d_model=16, state_width=12, k=3, variant="dense", **kw),
     "TrajectoryLM": lambda **kw: TrajectoryLM(vocab_size=11, d_model=16, num_heads=2, bits=5, num_slots=64, **kw),
     "TrajectoryLM-forgetful": lambda **kw: TrajectoryLM(
-        vocab_size=11, d_model=16, num_heads=2, bits=3, spans=(1, 5), num_matches=3, num_slots=3, num_doublings=2, **kw
+        vocab_size=11,
+        d_model=16,
+        num_heads=2,
+        bits=3,
+        spans=(1, 5),
+        num_matches=3,
+        num_slots=3,
+        num_doublings=2,
+        norm="layer",
+        **kw,
     ),
     "TrajectoryLM-unbounded": lambda **kw: TrajectoryLM(
         vocab_size=11, d_model=16, num_heads=2, bits=4, num_matches=1, num_slots=None, num_doublings=1, **kw
@@ -302,6 +320,16 @@ def test_each_number_is_taken_or_refused_by_name(kind, value):
         except ValueError as error:
             said = str(error)
         assert f"--model.{name} " in said
+
+
+@pytest.mark.parametrize("kind", [Transformer, TokenFormer, PotatoLM, Palm, SparseRNN, TrajectoryLM])
+def test_the_norm_of_blocks_and_head_is_chosen_by_name(kind):
+    model = kind(vocab_size=11, d_model=16, norm="layer")
+    assert {vars(module)["norm"] for module in model.modules() if "norm" in vars(module)} == {layer_norm}
+    features = model.features(torch.randint(11, (2, 7)))
+    torch.testing.assert_close(features.mean(-1), torch.zeros(2, 7), rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match="--model.norm is 'batch'; choose one of rms, layer"):
+        kind(vocab_size=11, norm="batch")
 
 
 def test_dropout_is_active_in_training_only():

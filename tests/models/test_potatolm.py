@@ -12,8 +12,11 @@ from models.potatolm import PassTheCard, PotatoLM, earlier_sum, pass_the_card_re
 PRESET = Path(__file__).resolve().parents[2] / "app" / "configs" / "experiment" / "potatolm_3m.yaml"
 
 
-def layer(chunk_size=4, carry_norm=False, dtype=torch.float32):
-    built = PassTheCard(12, 3, 5, chunk_size, carry_norm).to(dtype)
+CARDS = [("sum", False), ("sum", True), ("decay", False)]
+
+
+def layer(chunk_size=4, carry_norm=False, dtype=torch.float32, card="sum"):
+    built = PassTheCard(12, 3, 5, chunk_size, card, carry_norm).to(dtype)
     generator = torch.Generator().manual_seed(7)
     for parameter in built.parameters():  # the output projection is zero at the start
         parameter.data = torch.randn(parameter.shape, generator=generator, dtype=dtype) * 0.4
@@ -34,10 +37,10 @@ def difference(first, second):
     return max(((a - b).abs().max() / b.abs().max().clamp(min=1)).item() for a, b in pairs)
 
 
-@pytest.mark.parametrize("carry_norm", [False, True])
+@pytest.mark.parametrize(("card", "carry_norm"), CARDS)
 @pytest.mark.parametrize(("length", "chunk_size"), [(1, 4), (11, 4), (12, 4), (5, 1), (6, 64)])
-def test_the_layer_equals_its_reference_in_values_and_gradients(carry_norm, length, chunk_size):
-    built = layer(chunk_size, carry_norm, torch.float64)
+def test_the_layer_equals_its_reference_in_values_and_gradients(card, carry_norm, length, chunk_size):
+    built = layer(chunk_size, carry_norm, torch.float64, card)
     x = torch.randn(2, length, 12, dtype=torch.float64)
     fast = values_and_gradients(built, built, x)
     slow = values_and_gradients(built, lambda x: pass_the_card_reference(built, x), x)
@@ -77,9 +80,18 @@ def test_a_new_layer_changes_nothing():
     assert torch.equal(PassTheCard(12, 3, 5)(x), x)
 
 
-@pytest.mark.parametrize("carry_norm", [False, True])
-def test_streaming_equals_parallel_after_ten_thousand_tokens(carry_norm):
-    built = layer(64, carry_norm)
+def test_heads_forget_at_different_rates_and_a_sum_that_hardly_decays_is_the_sum():
+    decaying, plain = layer(card="decay"), layer()
+    decaying.init_weights()
+    torch.testing.assert_close(1 - decaying.decay.sigmoid(), 2 ** (-8 * torch.tensor([1, 2, 3]) / 3))
+    decaying.load_state_dict(plain.state_dict() | {"decay": torch.full((3,), 20.0)})
+    x = torch.randn(2, 50, 12)
+    torch.testing.assert_close(decaying(x), plain(x), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(("card", "carry_norm"), CARDS)
+def test_streaming_equals_parallel_after_ten_thousand_tokens(card, carry_norm):
+    built = layer(64, carry_norm, card=card)
     x = torch.randn(1, 10_000, 12)
     with torch.no_grad():
         expected, state = built(x), built.init_state(1)
@@ -111,10 +123,15 @@ def test_cards_stay_in_float32_where_weights_are_bfloat16():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"card": "mean"}, "--model.card is 'mean'; choose one of sum, decay"),
+        (
+            {"card": "decay", "carry_norm": True},
+            "--model.carry_norm true .* --model.card decay .*; choose .*card sum",
+        ),
         ({"chunk_size": 0}, "--model.chunk_size is 0; it must be at least 1"),
         ({"num_layers": 0}, "--model.num_layers is 0"),
         ({"ffn_ratio": 0}, "--model.ffn_ratio is 0"),
-        ({"d_model": 15, "num_heads": 3}, "--model.d_model 15 must be a multiple of 2"),
+        ({"d_model": 15, "num_heads": 3, "positions": "rotary"}, "--model.d_model 15 must be a multiple of 2"),
         ({"d_model": 16, "num_heads": 3}, "--model.num_heads 3 heads; choose d_model a multiple of 3"),
         ({"num_heads": 0}, "--model.num_heads 0"),
     ],

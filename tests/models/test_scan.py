@@ -5,7 +5,7 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from models.scan import cumulative_sum, cumulative_sum_reference
+from models.scan import cumulative_sum, cumulative_sum_reference, decayed_sum, decayed_sum_reference
 
 
 @given(length=st.integers(1, 150), chunk_size=st.integers(1, 70), seed=st.integers(0, 99))
@@ -23,6 +23,22 @@ def test_sums_by_chunks_equal_the_loop_in_values_and_gradients(length, chunk_siz
     ]
     for fast, slow in zip(*results, strict=True):
         torch.testing.assert_close(fast, slow, rtol=0, atol=1e-12)
+
+
+@given(length=st.integers(1, 150), chunk_size=st.integers(1, 70), seed=st.integers(0, 99))
+@example(length=128, chunk_size=64, seed=0)
+@example(length=150, chunk_size=1, seed=0)
+def test_sums_that_decay_equal_the_loop_in_values_and_gradients(length, chunk_size, seed):
+    generator = torch.Generator().manual_seed(seed)
+    x, weights = (torch.randn(2, length, 3, 2, dtype=torch.float64, generator=generator) for _ in range(2))
+    log_decay = torch.tensor([-1e-3, -0.7, -900.0], dtype=torch.float64)  # the last would overflow in float64
+    inputs = x.requires_grad_(), log_decay.requires_grad_()
+    results = [
+        (y, *torch.autograd.grad((y * weights).sum() + 0 * log_decay.sum(), inputs))
+        for y in (decayed_sum(x, log_decay, chunk_size), decayed_sum_reference(x, log_decay))
+    ]
+    for fast, slow in zip(*results, strict=True):
+        torch.testing.assert_close(fast, slow, rtol=1e-9, atol=1e-11)
 
 
 @pytest.mark.parametrize("autocast", [False, True])
