@@ -3,9 +3,11 @@
 from pathlib import Path
 
 import pytest
+import torch
+import yaml
 
 from callbacks.record_file import read_record
-from tests.app.test_cli import call, tiny  # noqa: F401 - a fixture among them
+from tests.app.test_cli import SIZES, call, tiny  # noqa: F401 - a fixture among them
 
 LAST = "runs/x/checkpoints/last.ckpt"
 
@@ -42,3 +44,18 @@ def test_a_part_is_measured_where_that_is_asked_for_now_and_marked(quick, option
     assert out.startswith(f"{best}, step 10\n2 of 10 batches of the test split, a part of it\n")
     assert measured(quick)["test"] == {"batches": 2, "of": 10, "checkpoint": best, "step": 10}
     assert measured(quick)["val"] == {"batches": 1, "of": 10}
+
+
+def test_a_run_from_before_an_option_goes_on_as_it_was(tiny, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.chdir(tmp_path)
+    potatolm = "--model PotatoLM --model.d_model 16 --model.num_heads 2 --model.card sum"
+    assert call(f"{tiny.replace(f'--model TokenFormer {SIZES}', potatolm)} --run_dir runs/x").code == 0
+    checkpoint, config = torch.load(LAST, weights_only=True), yaml.safe_load(Path("runs/x/config.yaml").read_text())
+    del checkpoint["hyper_parameters"]["card"], config["model"]["init_args"]["card"]
+    torch.save(checkpoint, LAST)
+    torch.save(checkpoint, "alone.ckpt")
+    Path("runs/x/config.yaml").write_text(yaml.safe_dump(config))
+    assert call("generate alone.ckpt --prompt the --max_new_tokens 2").code == 0
+    for steps in (14, 16):
+        assert call(f"fit --ckpt_path {LAST} --trainer.max_steps {steps}")[::2] == (0, "")
+        assert yaml.safe_load(Path("runs/x/config.yaml").read_text())["model"]["init_args"]["card"] == "sum"
