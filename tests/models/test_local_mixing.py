@@ -17,7 +17,7 @@ PLACED = (Palm, PotatoLM, TokenFormer, Transformer)
 def build(kind, **options):
     """A narrow model in evaluation mode, of which every part matters."""
     known = inspect.signature(kind).parameters
-    small = {"d_model": 12, "num_heads": 2, "state_width": 10, "k": 3, "rank": 3, "embedding_rank": 5, "num_slots": 64}
+    small = {"d_model": 12, "num_heads": 2, "state_width": 10, "k": 3, "rank": 3, "embedding_rank": 5, "memory_len": 64}
     model = kind(vocab_size=11, **{name: size for name, size in small.items() if name in known} | options).eval()
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():

@@ -74,21 +74,17 @@ MODELS = {
         vocab_size=11, d_model=16, state_width=12, k=3, variant="literal", norm="layer", **kw
     ),
     "SparseRNN-dense": lambda **kw: SparseRNN(vocab_size=11, d_model=16, state_width=12, k=3, variant="dense", **kw),
-    "TrajectoryLM": lambda **kw: TrajectoryLM(vocab_size=11, d_model=16, num_heads=2, bits=5, num_slots=64, **kw),
+    "TrajectoryLM": lambda **kw: TrajectoryLM(vocab_size=11, d_model=16, num_heads=2, **kw),
     "TrajectoryLM-forgetful": lambda **kw: TrajectoryLM(
         vocab_size=11,
         d_model=16,
         num_heads=2,
-        bits=3,
         spans=(1, 5),
         num_matches=3,
-        num_slots=3,
+        memory_len=3,
         num_doublings=2,
         norm="layer",
         **kw,
-    ),
-    "TrajectoryLM-unbounded": lambda **kw: TrajectoryLM(
-        vocab_size=11, d_model=16, num_heads=2, bits=4, num_matches=1, num_slots=None, num_doublings=1, **kw
     ),
 }
 

@@ -50,7 +50,7 @@ VECTORS = {
     PotatoLM: {f"layers.2.local_mixing.taps.{i}" for i in range(4)},
     SparseRNN: {f"{LAYER}.recurrence.start", f"{LAYER}.recurrence.rule_bias"},
     TokenFormer: set(),
-    TrajectoryLM: {*(f"{MEMORY}.lags.{i}" for i in range(4)), f"{MEMORY}.select.bias", f"{MEMORY}.reactivation"},
+    TrajectoryLM: {*(f"{MEMORY}.lags.{i}" for i in range(4)), f"{MEMORY}.select.bias"},
     Transformer: set(),
 }
 

@@ -1,0 +1,225 @@
+"""Which positions met a context before: for all of a sequence at once, or token by token with a bounded state.
+
+All layers read along the same links, so they are found once, from the tokens. The streaming state is a table of slots
+that keep the latest positions, and each layer keeps a ring of the values that it read at these: the last M positions,
+and the sequence's first ones.
+
+Shapes: B batch, T time, L spans of contexts, K positions of a slot, C = L K candidates of a place, M positions that are
+remembered, and slots of a span, P the longest span, N = B T places.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.layers import check_positive
+from models.scan import accumulation_dtype
+from models.trajectory.links import (
+    OPENING,
+    PRIME,
+    RADIX,
+    Links,
+    Sorted,
+    coincidences,
+    context_addresses,
+    neighbours,
+    opening,
+    rows_of_heads,
+    score_bias,
+    slots,
+    sort_by_slot,
+)
+
+MAX_SPAN = 4096  # tokens that a context can name; the streaming state keeps as many addresses
+KEY = 2**31  # times an address, plus a position's number, is a slot's entry: tells both in one number
+EMPTY = -(2**62)  # an entry that is none: less than any address can make
+EXTRA_ROWS = OPENING + 1  # of a ring, behind those of the latest positions: the opening, and zeros
+
+
+class Index(NamedTuple):
+    """The streaming state.
+
+    addresses: of the last 0, 1, ..., P tokens, (B, 1 + P); slots: of each position that a slot keeps its context's
+    address times KEY, plus its successor's number, (B L M, K), EMPTY for none; length: tokens read. And what stays:
+    where the slots of a sequence and span begin, (B, L); the rows of nothing and of the opening, (B, 1 + A); the first
+    row of a sequence and head, (B, H, 1); where the rows of each of them begin in a list of them all, (B H,).
+    """
+
+    addresses: Tensor
+    slots: Tensor
+    length: int | Tensor
+    first_slot: Tensor
+    front: Tensor
+    first_row: Tensor
+    offsets: Tensor
+
+
+class Rows(NamedTuple):
+    """Where a layer finds the values of what came next after the candidates.
+
+    source: rows, each of one head, of nothing (zeros) and of the candidates, int64 (N H, 1 + A + C); bias: what is
+    added to their scores, (N, 1, 1 + A + C); offsets: see `gathered_sum`. After `step` they are rows of the ring, after
+    `prefill` of each sequence's ring and then its positions at hand. start: number of the first position at hand.
+    """
+
+    source: Tensor
+    bias: Tensor
+    offsets: Tensor | None
+    start: int | Tensor
+
+
+def new_ring(batch_size: int, memory_len: int, like: Tensor, width: int) -> Tensor:
+    """A ring without values, (B, M + A + 1, D).
+
+    A position's row is its number modulo M. Then come the opening, positions 1, ..., A or the latest one before them,
+    and zeros.
+    """
+    return like.new_zeros(batch_size, memory_len + EXTRA_ROWS, width, dtype=accumulation_dtype(like.dtype))
+
+
+def remember(ring_BMD: Tensor, x_BTD: Tensor, start: int | Tensor) -> None:
+    """Write the values of positions from `start` on into their rows of a ring."""
+    M, T = ring_BMD.size(1) - EXTRA_ROWS, x_BTD.size(1)
+    if T == 1:
+        ring_BMD[:, start % M] = x_BTD[:, 0]
+    else:
+        ring_BMD[:, (torch.arange(T, device=x_BTD.device)[-M:] + start) % M] = x_BTD[:, -M:]
+    # While the opening is not over, the latest position stands in for those of its positions that are still to come.
+    opening_BAD, number_A = ring_BMD[:, M:-1], torch.arange(1, OPENING + 1, device=x_BTD.device)
+    latest_BAD = x_BTD if T == 1 else x_BTD[:, (number_A - start).clamp(0, T - 1)]
+    opening_BAD.copy_(torch.where((number_A < start).unsqueeze(1), opening_BAD, latest_BAD))
+
+
+class ContextIndex(nn.Module):
+    """Tokens (B, T) -> the links that all layers read along.
+
+    Args:
+        spans: Numbers of tokens that a context consists of.
+        num_matches: Latest positions that a slot keeps.
+        memory_len: Positions back to which there are links, and slots of a span.
+        num_heads: Heads whose rows the links are of.
+    """
+
+    span: Tensor
+
+    def __init__(self, spans: tuple[int, ...], num_matches: int, memory_len: int, num_heads: int) -> None:
+        super().__init__()
+        check_positive(num_matches=num_matches)
+        if not spans or min(spans) < 1 or max(spans) > MAX_SPAN or len(set(spans)) < len(spans):
+            raise ValueError(
+                f"--model.spans is {list(spans)}; it needs different numbers of tokens from 1 to {MAX_SPAN}"
+            )
+        if not 1 <= memory_len <= PRIME:
+            raise ValueError(f"--model.memory_len is {memory_len}; it must be 1 to {PRIME}")
+        self.spans, self.num_matches, self.memory_len = tuple(spans), num_matches, memory_len
+        self.num_heads = num_heads
+        self.register_buffer("span", torch.tensor(self.spans), persistent=False)
+
+    @torch.no_grad()
+    def forward(self, token_BT: Tensor) -> Links:
+        """Links of whole sequences."""
+        address_BTL = context_addresses(token_BT, self.spans)
+        return coincidences(address_BTL, self.memory_len, self.num_matches, self.num_heads)
+
+    def init_state(self, batch_size: int) -> Index:
+        """Nothing has been read."""
+        B, L, M, H, device = batch_size, len(self.spans), self.memory_len, self.num_heads, self.span.device
+        row_BMH = torch.arange(B * (M + EXTRA_ROWS) * H, device=device).view(B, -1, H)
+        return Index(
+            addresses=torch.zeros(B, 1 + max(self.spans), dtype=torch.int64, device=device),
+            slots=torch.full((B * L * M, self.num_matches), EMPTY, device=device),
+            length=0,
+            first_slot=M * torch.arange(B * L, device=device).view(B, L),
+            front=(M + (torch.arange(1 + OPENING, device=device) - 1) % EXTRA_ROWS).repeat(B, 1),
+            first_row=row_BMH[:, 0, :, None].clone(),
+            offsets=(1 + OPENING + L * self.num_matches) * torch.arange(B * H, device=device),
+        )
+
+    def step(self, token_B: Tensor, index: Index) -> tuple[Rows, Index]:
+        """Look up the contexts that end in these tokens, and take them into the index; the one given is used up."""
+        now, M, B = index.length, self.memory_len, len(token_B)
+        address_BP = longer_contexts(token_B, index.addresses)
+        address_BL = address_BP.index_select(1, self.span)
+        slot_N, key_N1 = (address_BL % M + index.first_slot).view(-1), (address_BL * KEY).view(-1, 1)
+        met_NK = index.slots.index_select(0, slot_N)
+        index.slots.index_copy_(0, slot_N, torch.cat((key_N1 + (now + 1), met_NK[:, :-1]), 1))
+        next_BC = (met_NK - key_N1).view(B, -1)  # far below zero or above 2^31 where the address is another one
+        exists_BC = (next_BC > now - M) & (next_BC <= now)  # further back than M positions the rings have no values
+        row_BC = torch.cat((index.front, next_BC % M), 1)
+        source_NC = (self.num_heads * row_BC.unsqueeze(1) + index.first_row).flatten(0, 1)
+        rows = Rows(source_NC, score_bias(exists_BC), index.offsets, now)
+        return rows, index._replace(addresses=address_BP, length=now + 1)
+
+    def prefill(self, token_BT: Tensor, index: Index) -> tuple[Rows, Index]:
+        """`step` for many tokens at once."""
+        (B, T), P, start = token_BT.shape, max(self.spans), int(index.length)
+        address_BTL = context_addresses(token_BT, self.spans)  # the first of them reach back
+        address_BP = index.addresses
+        for t in range(min(T, P)):
+            address_BP = longer_contexts(token_BT[:, t], address_BP)
+            address_BTL[:, t] = address_BP.index_select(1, self.span)
+        for t in range(max(T - P, P), T):
+            address_BP = longer_contexts(token_BT[:, t], address_BP)
+        contexts = self.contexts(address_BTL, index.slots, start)
+        earlier_SK, _ = neighbours(contexts, self.num_matches, self.memory_len)
+        next_BTC = 1 + earlier_SK[len(earlier_SK) - address_BTL.numel() :].view(B, T, -1)
+        slot_U, latest_UK = latest(contexts, self.num_matches)
+        index.slots.index_copy_(0, slot_U, latest_UK)
+        source_NC = rows_of_heads(joined_rows(next_BTC, start, self.memory_len), self.num_heads)
+        rows = Rows(source_NC, score_bias((next_BTC > 0).flatten(0, 1)), None, start)
+        return rows, index._replace(addresses=address_BP, length=index.length + T)
+
+    def contexts(self, address_BTL: Tensor, met_NK: Tensor, start: int) -> Sorted:
+        """New contexts, of which the first position is `start`, and before them what their slots keep, by slot."""
+        B, T, L = address_BTL.shape
+        time_T11 = torch.arange(start, start + T, device=address_BTL.device).view(-1, 1, 1)
+        slot_S, time_S = slots(address_BTL, self.memory_len).flatten(), time_T11.expand(B, T, 1, L).flatten()
+        address_S = address_BTL.flatten()
+        if start:
+            slot_U = slot_S.unique()
+            met_S = met_NK[slot_U].flip(1).flatten()
+            slot_S = torch.cat((slot_U.repeat_interleave(self.num_matches), slot_S))
+            address_S = torch.cat((met_S.div(KEY, rounding_mode="floor"), address_S))
+            time_S = torch.cat((met_S % KEY - 1, time_S))
+        return sort_by_slot(slot_S, address_S, time_S, len(met_NK))
+
+    def state_bytes(self) -> int:
+        """Bytes of one sequence's state: addresses, slots, and where slots and rows are."""
+        L, H = len(self.spans), self.num_heads
+        constant = L + 1 + OPENING + H + H
+        return 8 * (1 + max(self.spans) + L * self.memory_len * self.num_matches + constant)
+
+
+def longer_contexts(token_B: Tensor, address_BP: Tensor) -> Tensor:
+    """Addresses of the last 0, 1, ..., P tokens with one more token: (B,), (B, 1 + P) -> (B, 1 + P)."""
+    longer_BP = torch.add(token_B.view(-1, 1) + 1, address_BP[:, :-1], alpha=RADIX)
+    return F.pad(longer_BP.remainder_(PRIME), (1, 0))
+
+
+def latest(contexts: Sorted, num_matches: int) -> tuple[Tensor, Tensor]:
+    """The slots of contexts, int64 (U,), and what they keep from now on, (U, K)."""
+    slot_S = contexts.slot.long()
+    end_U = (F.pad(slot_S, (0, 1), value=-1).diff() != 0).nonzero().squeeze(1)
+    item_UK = end_U.unsqueeze(1) - torch.arange(num_matches, device=slot_S.device)
+    is_own_UK = (item_UK >= 0) & (slot_S[item_UK] == slot_S[end_U].unsqueeze(1))  # below zero they count from the end
+    key_UK = contexts.address[item_UK] * KEY + contexts.time[item_UK] + 1
+    return slot_S[end_U], torch.where(is_own_UK, key_UK, EMPTY)
+
+
+def joined_rows(next_BTC: Tensor, start: int, memory_len: int) -> Tensor:
+    """Rows of a prefill from position `start`, given the positions that came next after candidates, 0 for none.
+
+    They count through the ring of each sequence and then its T positions at hand: (B, T, C) -> (B T, 1 + A + C).
+    """
+    (B, T, _), M, device = next_BTC.shape, memory_len, next_BTC.device
+    number_BTA = opening(torch.arange(start, start + T, device=device)).expand(B, T, OPENING)
+    next_BTC = torch.cat((number_BTA, next_BTC), 2)
+    old_BTC = torch.cat((M - 1 + number_BTA, next_BTC[..., OPENING:] % M), 2)
+    row_BTC = torch.where(next_BTC < start, old_BTC, next_BTC - start + M + EXTRA_ROWS).clamp(min=0)
+    row_BTC = F.pad(row_BTC, (1, 0), value=M + OPENING)
+    row_BTC += (M + EXTRA_ROWS + T) * torch.arange(B, device=device).view(-1, 1, 1)
+    return row_BTC.flatten(0, 1)
