@@ -116,8 +116,8 @@ def coincidences(address_BTL: Tensor, memory_len: int, num_matches: int, num_hea
     """Links of whole sequences, from the addresses of their contexts; each span has `memory_len` slots."""
     B, T, L = address_BTL.shape
     place_BT1 = torch.arange(B * T, device=address_BTL.device).view(B, T, 1)
-    contexts = (slots(address_BTL, memory_len), address_BTL, place_BT1.expand(-1, -1, L))
-    by_slot = sort_by_slot(*(part.flatten() for part in contexts), B * L * memory_len)
+    slot_S, time_S = slots(address_BTL, memory_len).flatten(), place_BT1.expand(-1, -1, L).flatten()
+    by_slot = sort_by_slot(slot_S, address_BTL.flatten(), time_S, B * L * memory_len)
     earlier_NC, later_NC = (times.view(B * T, -1) for times in neighbours(by_slot, num_matches, memory_len))
     exists_NC, opening_BTA = earlier_NC >= 0, place_BT1[:, :1] + opening(place_BT1[0, :, 0])
     source_NC = torch.cat((opening_BTA.flatten(0, 1), torch.where(exists_NC, earlier_NC + 1, -1)), 1)
@@ -148,4 +148,5 @@ def coincidences_reference(address_BTL: Tensor, memory_len: int, num_matches: in
         [[H * r + h if r >= 0 else -1 for r in row] for row in rows.tolist() for h in range(H)]
         for rows in (source.flatten(0, 1), readers)
     )
-    return Links(*(torch.tensor(rows) for rows in by_head), bias)
+    source_PC, readers_PC = (torch.tensor(rows) for rows in by_head)
+    return Links(source_PC, readers_PC, bias)

@@ -325,11 +325,15 @@ class TrajectoryLM(GrowableModel):
         self.index = index
         self.save_hyperparameters(logger=False)
 
+    def blocks(self) -> list[Block]:
+        """The layers."""
+        return cast(list[Block], list(self.layers))
+
     def features(self, tokens_BT: Tensor) -> Tensor:
         """Tokens (B, T) -> normalised features (B, T, D) that the head reads; the links are found on the way."""
         links = self.index(tokens_BT)
         x_BTD = F.dropout(rms_norm(self.embed(tokens_BT)), self.dropout, self.training)
-        for layer in self.layers:
+        for layer in self.blocks():
             x_BTD = layer(x_BTD, links)
         return rms_norm(x_BTD)
 
@@ -341,7 +345,7 @@ class TrajectoryLM(GrowableModel):
         """One token (B,) and the state -> logits (B, V) and the next state; equal to `forward` at that position."""
         rows, index = self.index.step(token_B, state[0])
         x_BD, next_state = rms_norm(self.embed(token_B)), [index]
-        for layer, layer_state in zip(self.layers, state[1:], strict=True):
+        for layer, layer_state in zip(self.blocks(), state[1:], strict=True):
             x_BD, layer_state = layer.step(x_BD, layer_state, rows)
             next_state.append(layer_state)
         return self.head(rms_norm(x_BD)), next_state
@@ -350,7 +354,7 @@ class TrajectoryLM(GrowableModel):
         """`step` for many tokens (B, T) at once: the last one's logits (B, V), and the next state."""
         rows, index = self.index.prefill(tokens_BT, state[0])
         x_BTD, next_state = rms_norm(self.embed(tokens_BT)), [index]
-        for layer, layer_state in zip(self.layers, state[1:], strict=True):
+        for layer, layer_state in zip(self.blocks(), state[1:], strict=True):
             x_BTD, layer_state = layer.prefill(x_BTD, layer_state, rows)
             next_state.append(layer_state)
         return self.head(rms_norm(x_BTD[:, -1])), next_state
