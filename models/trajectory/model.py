@@ -340,7 +340,7 @@ class TrajectoryLM(GrowableModel):
     def step(self, token_B: Tensor, state: list[Any]) -> tuple[Tensor, list[Any]]:
         """One token (B,) and the state -> logits (B, V) and the next state; equal to `forward` at that position."""
         rows, index = self.index.step(token_B, state[0])
-        x_BD, next_state = rms_norm(self.embed(token_B)), cast(list[Any], [index])
+        x_BD, next_state = rms_norm(self.embed(token_B)), [cast(Any, index)]
         for layer, layer_state in zip(self.layers, state[1:], strict=True):
             x_BD, layer_state = cast(Block, layer).step(x_BD, layer_state, rows)
             next_state.append(layer_state)
@@ -349,7 +349,7 @@ class TrajectoryLM(GrowableModel):
     def prefill(self, tokens_BT: Tensor, state: list[Any]) -> tuple[Tensor, list[Any]]:
         """`step` for many tokens (B, T) at once: the last one's logits (B, V), and the next state."""
         rows, index = self.index.prefill(tokens_BT, state[0])
-        x_BTD, next_state = rms_norm(self.embed(tokens_BT)), cast(list[Any], [index])
+        x_BTD, next_state = rms_norm(self.embed(tokens_BT)), [cast(Any, index)]
         for layer, layer_state in zip(self.layers, state[1:], strict=True):
             x_BTD, layer_state = cast(Block, layer).prefill(x_BTD, layer_state, rows)
             next_state.append(layer_state)
