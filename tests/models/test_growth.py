@@ -250,8 +250,8 @@ def test_young_rows_are_followed_through_later_splits(carry):
 SMALL = {
     "Transformer": {"num_heads": 2, "local_mixing": "conv"},
     "TokenFormer": {"num_heads": 2, "num_param_tokens": 8, "num_ffn_param_tokens": 12},
-    "PotatoLM": {"num_heads": 2},
-    "Palm": {"num_heads": 2, "rank": 4, "embedding_rank": 4},
+    "PotatoLM": {"num_heads": 2, "positions": "rotary"},
+    "Palm": {"num_heads": 2, "rank": 4, "output_rank": 4, "embedding_rank": 4, "head_rank": 4},
     "SparseRNN": {"state_width": 8, "k": 3},
     "TrajectoryLM": {"num_heads": 2, "memory_len": 64},
 }
