@@ -136,7 +136,7 @@ class LanguageModel(L.LightningModule):
         for layer, layer_state in zip(self.depth(), state, strict=True):
             x_BTD, layer_state = layer.prefill(x_BTD, layer_state)
             next_state.append(layer_state)
-        return self.head(rms_norm(x_BTD[:, -1])), next_state
+        return self.head(self.norm(x_BTD[:, -1])), next_state
 
     def step(self, token_B: Tensor, state: list[Any]) -> tuple[Tensor, list[Any]]:
         """One token (B,) and the state -> logits (B, V) and the next state; equal to `forward` at that position."""

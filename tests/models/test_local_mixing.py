@@ -117,7 +117,8 @@ def test_without_positions_and_local_mixing_the_past_is_a_set(kind):
         ({"positions": "rotary"}, False),
         ({"positions": "none", "local_mixing": "shift"}, False),
     ):
-        model = build(kind, num_layers=1, **options | ({"num_recursions": 1} if kind is Palm else {}))
+        rest = {Palm: {"num_recursions": 1}, PotatoLM: {"card": "sum"}}.get(kind, {})
+        model = build(kind, num_layers=1, **options | rest)
         assert torch.allclose(model(tokens)[:, -1], model(shuffled)[:, -1], rtol=0, atol=1e-5) == is_set
 
 
@@ -145,7 +146,7 @@ def test_heads_are_from_one_up_and_of_any_width_without_positions(kind, num_head
         ({"positions": "learned"}, "--model.positions is 'learned'; choose one of rotary, none"),
         ({"local_mixing": "convolution"}, "--model.local_mixing is 'convolution'; choose one of none, shift, conv"),
         (
-            {"d_model": 15, "num_heads": 5},
+            {"d_model": 15, "num_heads": 5, "positions": "rotary"},
             "--model.d_model 15 .*must be a multiple of (2|10), .*or --model.positions none",
         ),
         ({"rope_base": 0.0}, "--model.rope_base"),

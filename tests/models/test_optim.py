@@ -47,7 +47,7 @@ def test_kinds_of_parameters():
 LAYER, MEMORY = "layers.0", "layers.0.memory"
 VECTORS = {
     Palm: set(),
-    PotatoLM: {f"layers.2.local_mixing.taps.{i}" for i in range(4)},
+    PotatoLM: {*(f"layers.1.local_mixing.taps.{i}" for i in range(4)), f"{LAYER}.decay", "layers.1.decay"},
     SparseRNN: {f"{LAYER}.recurrence.start", f"{LAYER}.recurrence.rule_bias"},
     TokenFormer: set(),
     TrajectoryLM: {*(f"{MEMORY}.lags.{i}" for i in range(4)), f"{MEMORY}.select.bias"},
@@ -58,8 +58,7 @@ VECTORS = {
 @pytest.mark.parametrize("model_class", VECTORS)
 def test_each_parameter_of_the_models_is_trained_by_its_role(model_class):
     model = model_class(vocab_size=5, d_model=16, local_mixing="conv")
-    first = 1 if model_class is PotatoLM else 0  # its layer 0 rotates embeddings
-    vectors = VECTORS[model_class] | {f"layers.{first}.local_mixing.taps.{i}" for i in range(4)}
+    vectors = VECTORS[model_class] | {f"{LAYER}.local_mixing.taps.{i}" for i in range(4)}
     names = {parameter: name for name, parameter in model.named_parameters()}
     embeddings = {name for name in names.values() if name.startswith("embed.")}
     matrices = set(names.values()) - embeddings - {"head.weight"} - vectors
