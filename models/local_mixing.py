@@ -113,6 +113,10 @@ class LocalMixing(Mixer):
         pairs = zip(parts, torch.stack(list(self.taps)).split(widths, -1), strict=True)
         return [delayed_sum(x_BTP, tap_NP.to(x_BTP.dtype), self.delays) for x_BTP, tap_NP in pairs], None
 
+    def step(self, x_BW: Tensor, state_BRW: Tensor) -> tuple[Tensor, Any]:
+        """One position (B, W) of `forward`."""
+        return super().step(x_BW, state_BRW) if self.delays else (x_BW, state_BRW)
+
     def init_state(self, batch_size: int) -> Tensor:
         """What lies before the first position, the last inputs (B, R, W): zeros."""
         return self.before.expand(batch_size, -1, -1)

@@ -29,7 +29,6 @@ from models.trajectory.links import (
     neighbours,
     opening,
     rows_of_heads,
-    score_bias,
     slots,
     sort_by_slot,
 )
@@ -61,13 +60,13 @@ class Index(NamedTuple):
 class Rows(NamedTuple):
     """Where a layer finds the values of what came next after the candidates.
 
-    source: rows, each of one head, of nothing (zeros) and of the candidates, int64 (N H, 1 + A + C); bias: what is
-    added to their scores, (N, 1, 1 + A + C); offsets: see `gathered_sum`. After `step` they are rows of the ring, after
-    `prefill` of each sequence's ring and then its positions at hand. start: number of the first position at hand.
+    source: rows, each of one head, of nothing (zeros), the opening and the candidates, int64 (N H, 1 + A + C); missing:
+    which candidates there are not, (N, 1, C); offsets: see `gathered_sum`. After `step` they are rows of the ring,
+    after `prefill` of each sequence's ring and then its positions at hand. start: number of the first position at hand.
     """
 
     source: Tensor
-    bias: Tensor
+    missing: Tensor
     offsets: Tensor | None
     start: int | Tensor
 
@@ -84,13 +83,22 @@ def new_ring(batch_size: int, memory_len: int, like: Tensor, width: int) -> Tens
 def remember(ring_BMD: Tensor, x_BTD: Tensor, start: int | Tensor) -> None:
     """Write the values of positions from `start` on into their rows of a ring."""
     M, T = ring_BMD.size(1) - EXTRA_ROWS, x_BTD.size(1)
-    if T == 1:
-        ring_BMD[:, start % M] = x_BTD[:, 0]
-    else:
-        ring_BMD[:, (torch.arange(T, device=x_BTD.device)[-M:] + start) % M] = x_BTD[:, -M:]
-    # While the opening is not over, the latest position stands in for those of its positions that are still to come.
-    opening_BAD, number_A = ring_BMD[:, M:-1], torch.arange(1, OPENING + 1, device=x_BTD.device)
-    latest_BAD = x_BTD if T == 1 else x_BTD[:, (number_A - start).clamp(0, T - 1)]
+    ring_BMD[:, (torch.arange(T, device=x_BTD.device)[-M:] + start) % M] = x_BTD[:, -M:]
+    remember_opening(ring_BMD[:, M:-1], x_BTD, start)
+
+
+def remember_one(ring_BMD: Tensor, x_BD: Tensor, position: int | Tensor) -> None:
+    """`remember` for one position."""
+    M = ring_BMD.size(1) - EXTRA_ROWS
+    ring_BMD[:, position % M] = x_BD
+    if not isinstance(position, int) or position <= OPENING:
+        remember_opening(ring_BMD[:, M:-1], x_BD.unsqueeze(1), position)
+
+
+def remember_opening(opening_BAD: Tensor, x_BTD: Tensor, start: int | Tensor) -> None:
+    """While the opening is not over, the latest position stands in for those of its positions that are to come."""
+    number_A = torch.arange(1, OPENING + 1, device=x_BTD.device)
+    latest_BAD = x_BTD[:, (number_A - start).clamp(0, x_BTD.size(1) - 1)]
     opening_BAD.copy_(torch.where((number_A < start).unsqueeze(1), opening_BAD, latest_BAD))
 
 
@@ -148,10 +156,10 @@ class ContextIndex(nn.Module):
         met_NK = index.slots.index_select(0, slot_N)
         index.slots.index_copy_(0, slot_N, torch.cat((key_N1 + (now + 1), met_NK[:, :-1]), 1))
         next_BC = (met_NK - key_N1).view(B, -1)  # far below zero or above 2^31 where the address is another one
-        exists_BC = (next_BC > now - M) & (next_BC <= now)  # further back than M positions the rings have no values
+        missing_BC = (next_BC <= now - M) | (next_BC > now)  # further back than M positions the rings have no values
         row_BC = torch.cat((index.front, next_BC % M), 1)
         source_NC = (self.num_heads * row_BC.unsqueeze(1) + index.first_row).flatten(0, 1)
-        rows = Rows(source_NC, score_bias(exists_BC), index.offsets, now)
+        rows = Rows(source_NC, missing_BC.unsqueeze(1), index.offsets, now)
         return rows, index._replace(addresses=address_BP, length=now + 1)
 
     def prefill(self, token_BT: Tensor, index: Index) -> tuple[Rows, Index]:
@@ -170,7 +178,7 @@ class ContextIndex(nn.Module):
         slot_U, latest_UK = latest(contexts, self.num_matches)
         index.slots.index_copy_(0, slot_U, latest_UK)
         source_NC = rows_of_heads(joined_rows(next_BTC, start, self.memory_len), self.num_heads)
-        rows = Rows(source_NC, score_bias((next_BTC > 0).flatten(0, 1)), None, start)
+        rows = Rows(source_NC, (next_BTC == 0).flatten(0, 1).unsqueeze(1), None, start)
         return rows, index._replace(addresses=address_BP, length=index.length + T)
 
     def contexts(self, address_BTL: Tensor, met_NK: Tensor, start: int) -> Sorted:

@@ -30,24 +30,19 @@ class Links(NamedTuple):
 
     source: rows of what is recalled, int64 (N H, A + C), -1 for none: first the sequence's opening, then the position
     after each candidate. readers[r, c] = n where source[n, A + c] = r, int64 (N H, C): a position is the k-th latest of
-    at most one later position, so that gradients are gathered, too. bias: what is added to scores of nothing, the
-    opening and the candidates, 0, or -inf for a candidate that there is not, (N, 1, 1 + A + C).
+    at most one later position, so that gradients are gathered, too. missing: which candidates of a
+    place there are not, (N, 1, C).
     """
 
     source: Tensor
     readers: Tensor
-    bias: Tensor
+    missing: Tensor
 
 
 def rows_of_heads(row_NC: Tensor, num_heads: int) -> Tensor:
     """Rows of which each became `num_heads`, but for those below zero: (N, C) -> (N H, C)."""
     head_H1, row_N1C = torch.arange(num_heads, device=row_NC.device).unsqueeze(1), row_NC.unsqueeze(1)
     return torch.where(row_N1C >= 0, num_heads * row_N1C + head_H1, -1).flatten(0, 1)
-
-
-def score_bias(exists: Tensor) -> Tensor:
-    """What is added to scores of nothing, the opening, and these candidates: (N, C) -> (N, 1, 1 + A + C)."""
-    return F.pad(torch.where(exists, 0.0, -torch.inf), (1 + OPENING, 0)).unsqueeze(1)
 
 
 def opening(time_T: Tensor) -> Tensor:
@@ -123,7 +118,7 @@ def coincidences(address_BTL: Tensor, memory_len: int, num_matches: int, num_hea
     source_NC = torch.cat((opening_BTA.flatten(0, 1), torch.where(exists_NC, earlier_NC + 1, -1)), 1)
     # A position is read by what coincides with the one before it; the last of a sequence coincides with nothing later.
     readers_NC = F.pad(later_NC, (0, 0, 1, 0), value=-1)[:-1]
-    return Links(rows_of_heads(source_NC, num_heads), rows_of_heads(readers_NC, num_heads), score_bias(exists_NC))
+    return Links(rows_of_heads(source_NC, num_heads), rows_of_heads(readers_NC, num_heads), ~exists_NC.unsqueeze(1))
 
 
 def coincidences_reference(address_BTL: Tensor, memory_len: int, num_matches: int, num_heads: int) -> Links:
@@ -141,12 +136,9 @@ def coincidences_reference(address_BTL: Tensor, memory_len: int, num_matches: in
             if address[s] == address[t] and t - s <= memory_len:
                 source[b, t, OPENING + n * num_matches + k] = b * T + s + 1
                 readers[b * T + s + 1, n * num_matches + k] = b * T + t
-    bias = torch.tensor(
-        [[[0.0, *(0.0 if row >= 0 else -torch.inf for row in rows)]] for rows in source.view(B * T, -1)]
-    )
     by_head = (
         [[H * r + h if r >= 0 else -1 for r in row] for row in rows.tolist() for h in range(H)]
         for rows in (source.flatten(0, 1), readers)
     )
     source_PC, readers_PC = (torch.tensor(rows) for rows in by_head)
-    return Links(source_PC, readers_PC, bias)
+    return Links(source_PC, readers_PC, source.view(B * T, 1, -1)[..., OPENING:] < 0)

@@ -40,9 +40,9 @@ from models.growth import GrowableModel
 from models.layers import Norm, check_heads, check_positive, init_input, init_output, norm_named, rms_norm
 from models.local_mixing import LocalMixing, LocalMixingKind
 from models.scan import accumulation_dtype, full_precision
-from models.trajectory.index import EXTRA_ROWS, ContextIndex, Rows, new_ring, remember
+from models.trajectory.index import EXTRA_ROWS, ContextIndex, Rows, new_ring, remember, remember_one
 from models.trajectory.links import OPENING, Links
-from models.trajectory.recall import recall
+from models.trajectory.recall import recall, recall_weights
 
 SPANS = (1, 2, 3, 4, 6, 8)
 MAX_DOUBLINGS = 12  # as the streaming state keeps two to this power inputs
@@ -130,13 +130,11 @@ class TrajectoryMemory(nn.Module):
         Select reads a vector of length 1: were it longer, steps of Muon would make the scores wander. In float32 at
         least, as the values that are recalled.
         """
-        dtype = accumulation_dtype(z_ND.dtype)
+        select, dtype = self.select, accumulation_dtype(z_ND.dtype)
         with full_precision(z_ND):
-            direction_ND, (weight, bias) = (
-                F.normalize(z_ND.to(dtype), dim=-1),
-                (p.to(dtype) for p in (self.select.weight, self.select.bias)),
-            )
-            return F.linear(direction_ND, weight, bias).view(len(z_ND), self.num_heads, -1)
+            direction_ND = F.normalize(z_ND.to(dtype), dim=-1)
+            score = F.linear(direction_ND, select.weight.to(dtype), select.bias.to(dtype))
+            return score.view(len(z_ND), self.num_heads, -1)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator] # bags are kernels of their own
     def recall(self, x_BTD: Tensor, score_NHC: Tensor, links: Links) -> Tensor:
@@ -163,7 +161,7 @@ class TrajectoryMemory(nn.Module):
         """One position (B, D) of `forward`, and where its values are."""
         inputs_BRD = torch.cat((state.inputs, x_BD.unsqueeze(1)), 1)
         z_BD = (inputs_BRD * state.taps).sum(1)
-        remember(state.ring, x_BD.unsqueeze(1), rows.start)
+        remember_one(state.ring, x_BD, rows.start)
         y_BD = self.recalled(state.ring, self.scores(z_BD), rows).view_as(x_BD).to(x_BD.dtype)
         return self.out(y_BD) + (z_BD - x_BD), state._replace(inputs=inputs_BRD[:, 1:])
 
@@ -180,7 +178,7 @@ class TrajectoryMemory(nn.Module):
 
     def recalled(self, table: Tensor, score_NHC: Tensor, rows: Rows) -> Tensor:
         """What is recalled from the rows of a table: (..., D), scores (N, H, 1 + A + C) -> (N H, V)."""
-        weight_NHC = (score_NHC + rows.bias).softmax(-1)
+        weight_NHC = recall_weights(score_NHC, rows.missing)
         with full_precision(table):
             table_RV = table.view(-1, self.d_model // self.num_heads)
             return gathered_sum(weight_NHC.flatten(0, 1), table_RV, rows.source, rows.offsets)

@@ -45,9 +45,10 @@ class _LinkedSum(torch.autograd.Function):
         return grad_weight.view(B * T, -1, weight_PC.size(1)), grad_BTD, None, None
 
 
-def candidate_weights(score: Tensor, bias: Tensor) -> Tensor:
-    """Softmax over nothing and what there is, without the weight of nothing: (..., 1 + X) -> (..., X)."""
-    return (score + bias).softmax(-1)[..., 1:].contiguous()
+def recall_weights(score_NHC: Tensor, missing_N1C: Tensor) -> Tensor:
+    """Softmax over nothing, the opening and the candidates there are, (N, H, 1 + A + C); the scores are used up."""
+    score_NHC[..., 1 + OPENING :].masked_fill_(missing_N1C, -torch.inf)
+    return score_NHC.softmax(-1)
 
 
 def recall(score_NHC: Tensor, value_BTD: Tensor, links: Links) -> Tensor:
@@ -64,7 +65,7 @@ def recall(score_NHC: Tensor, value_BTD: Tensor, links: Links) -> Tensor:
     Returns:
         (B, T, D).
     """
-    weight_NHC = candidate_weights(score_NHC, links.bias)
+    weight_NHC = recall_weights(score_NHC, links.missing)[..., 1:].contiguous()
     return cast(Tensor, _LinkedSum.apply(weight_NHC, value_BTD, links.source, links.readers))  # type: ignore[no-untyped-call]
 
 
