@@ -36,14 +36,15 @@ from models.trajectory.links import (
 MAX_SPAN = 4096  # tokens that a context can name; the streaming state keeps as many addresses
 KEY = 2**31  # times an address, plus a position's number, is a slot's entry: tells both in one number
 EMPTY = -(2**62)  # an entry that is none: less than any address can make
-EXTRA_ROWS = OPENING + 1  # of a ring, behind those of the latest positions: the opening, and zeros
+EXTRA_ROWS = OPENING + 2  # of a ring, behind those of the latest positions: the opening, zeros, and one never read
 
 
 class Index(NamedTuple):
     """The streaming state.
 
     addresses: of the last 0, 1, ..., P tokens, (B, 1 + P); slots: of each position that a slot keeps its context's
-    address times KEY, plus its successor's number, (B L M, K), EMPTY for none; length: tokens read. And what stays:
+    address times KEY, plus its successor's number, (B L M, K), EMPTY for none; length: tokens read, a tensor (1,) where the step
+    is compiled. And what stays:
     where the slots of a sequence and span begin, (B, L); the rows of nothing and of the opening, (B, 1 + A); the first
     row of a sequence and head, (B, H, 1); where the rows of each of them begin in a list of them all, (B H,).
     """
@@ -72,10 +73,10 @@ class Rows(NamedTuple):
 
 
 def new_ring(batch_size: int, memory_len: int, like: Tensor, width: int) -> Tensor:
-    """A ring without values, (B, M + A + 1, D).
+    """A ring without values, (B, M + A + 2, D).
 
     A position's row is its number modulo M. Then come the opening, positions 1, ..., A or the latest one before them,
-    and zeros.
+    zeros, and what is written where nothing is to be kept.
     """
     return like.new_zeros(batch_size, memory_len + EXTRA_ROWS, width, dtype=accumulation_dtype(like.dtype))
 
@@ -83,23 +84,16 @@ def new_ring(batch_size: int, memory_len: int, like: Tensor, width: int) -> Tens
 def remember(ring_BMD: Tensor, x_BTD: Tensor, start: int | Tensor) -> None:
     """Write the values of positions from `start` on into their rows of a ring."""
     M, T = ring_BMD.size(1) - EXTRA_ROWS, x_BTD.size(1)
-    ring_BMD[:, (torch.arange(T, device=x_BTD.device)[-M:] + start) % M] = x_BTD[:, -M:]
-    remember_opening(ring_BMD[:, M:-1], x_BTD, start)
-
-
-def remember_one(ring_BMD: Tensor, x_BD: Tensor, position: int | Tensor) -> None:
-    """`remember` for one position."""
-    M = ring_BMD.size(1) - EXTRA_ROWS
-    ring_BMD[:, position % M] = x_BD
-    if not isinstance(position, int) or position <= OPENING:
-        remember_opening(ring_BMD[:, M:-1], x_BD.unsqueeze(1), position)
-
-
-def remember_opening(opening_BAD: Tensor, x_BTD: Tensor, start: int | Tensor) -> None:
-    """While the opening is not over, the latest position stands in for those of its positions that are to come."""
+    if T == 1 and isinstance(start, int):
+        ring_BMD[:, start % M] = x_BTD[:, 0]
+    else:
+        ring_BMD[:, (torch.arange(T, device=x_BTD.device)[-M:] + start) % M] = x_BTD[:, -M:]
+    if isinstance(start, int) and start > OPENING:
+        return
+    # While the opening is not over, the latest position stands in for those of its positions that are to come.
     number_A = torch.arange(1, OPENING + 1, device=x_BTD.device)
-    latest_BAD = x_BTD[:, (number_A - start).clamp(0, x_BTD.size(1) - 1)]
-    opening_BAD.copy_(torch.where((number_A < start).unsqueeze(1), opening_BAD, latest_BAD))
+    row_A = M + torch.where(number_A < start, OPENING + 1, number_A - 1)
+    ring_BMD[:, row_A] = x_BTD[:, (number_A - start).clamp(0, T - 1)]
 
 
 class ContextIndex(nn.Module):
@@ -142,7 +136,7 @@ class ContextIndex(nn.Module):
             slots=torch.full((B * L * M, self.num_matches), EMPTY, device=device),
             length=0,
             first_slot=M * torch.arange(B * L, device=device).view(B, L),
-            front=(M + (torch.arange(1 + OPENING, device=device) - 1) % EXTRA_ROWS).repeat(B, 1),
+            front=torch.tensor([M + OPENING, *range(M, M + OPENING)], device=device).repeat(B, 1),
             first_row=row_BMH[:, 0, :, None].clone(),
             offsets=(1 + OPENING + L * self.num_matches) * torch.arange(B * H, device=device),
         )
@@ -154,7 +148,7 @@ class ContextIndex(nn.Module):
         address_BL = address_BP.index_select(1, self.span)
         slot_N, key_N1 = (address_BL % M + index.first_slot).view(-1), (address_BL * KEY).view(-1, 1)
         met_NK = index.slots.index_select(0, slot_N)
-        index.slots.index_copy_(0, slot_N, torch.cat((key_N1 + (now + 1), met_NK[:, :-1]), 1))
+        index.slots[slot_N] = torch.cat((key_N1 + (now + 1), met_NK[:, :-1]), 1)
         next_BC = (met_NK - key_N1).view(B, -1)  # far below zero or above 2^31 where the address is another one
         missing_BC = (next_BC <= now - M) | (next_BC > now)  # further back than M positions the rings have no values
         row_BC = torch.cat((index.front, next_BC % M), 1)
@@ -176,7 +170,7 @@ class ContextIndex(nn.Module):
         earlier_SK, _ = neighbours(contexts, self.num_matches, self.memory_len)
         next_BTC = 1 + earlier_SK[len(earlier_SK) - address_BTL.numel() :].view(B, T, -1)
         slot_U, latest_UK = latest(contexts, self.num_matches)
-        index.slots.index_copy_(0, slot_U, latest_UK)
+        index.slots[slot_U] = latest_UK
         source_NC = rows_of_heads(joined_rows(next_BTC, start, self.memory_len), self.num_heads)
         rows = Rows(source_NC, (next_BTC == 0).flatten(0, 1).unsqueeze(1), None, start)
         return rows, index._replace(addresses=address_BP, length=index.length + T)

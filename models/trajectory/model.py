@@ -40,7 +40,7 @@ from models.growth import GrowableModel
 from models.layers import Norm, check_heads, check_positive, init_input, init_output, norm_named, rms_norm
 from models.local_mixing import LocalMixing, LocalMixingKind
 from models.scan import accumulation_dtype, full_precision
-from models.trajectory.index import EXTRA_ROWS, ContextIndex, Rows, new_ring, remember, remember_one
+from models.trajectory.index import EXTRA_ROWS, ContextIndex, Rows, new_ring, remember
 from models.trajectory.links import OPENING, Links
 from models.trajectory.recall import recall, recall_weights
 
@@ -68,7 +68,7 @@ def trajectory_taps(lags: Iterable[Tensor], one_1D: Tensor) -> Tensor:
 class MemoryState(NamedTuple):
     """What a memory keeps of the past.
 
-    The last inputs (B, R, D), how much of each the trajectory takes (R, D), and the ring of values (B, M + A + 1, D).
+    The last inputs (B, R, D), how much of each the trajectory takes (R, D), and the ring of values (B, M + A + 2, D).
     """
 
     inputs: Tensor
@@ -161,7 +161,7 @@ class TrajectoryMemory(nn.Module):
         """One position (B, D) of `forward`, and where its values are."""
         inputs_BRD = torch.cat((state.inputs, x_BD.unsqueeze(1)), 1)
         z_BD = (inputs_BRD * state.taps).sum(1)
-        remember_one(state.ring, x_BD, rows.start)
+        remember(state.ring, x_BD.unsqueeze(1), rows.start)
         y_BD = self.recalled(state.ring, self.scores(z_BD), rows).view_as(x_BD).to(x_BD.dtype)
         return self.out(y_BD) + (z_BD - x_BD), state._replace(inputs=inputs_BRD[:, 1:])
 
