@@ -43,10 +43,10 @@ class Index(NamedTuple):
     """The streaming state.
 
     addresses: of the last 0, 1, ..., P tokens, (B, 1 + P); slots: of each position that a slot keeps its context's
-    address times KEY, plus its successor's number, (B L M, K), EMPTY for none; length: tokens read, a tensor (1,) where the step
-    is compiled. And what stays:
-    where the slots of a sequence and span begin, (B, L); the rows of nothing and of the opening, (B, 1 + A); the first
-    row of a sequence and head, (B, H, 1); where the rows of each of them begin in a list of them all, (B H,).
+    address times KEY, plus its successor's number, (B L M, K), EMPTY for none; length: tokens read, as a tensor (1,)
+    where the step is compiled. And what stays: where the slots of a sequence and span begin, (B, L); the rows of
+    nothing and of the opening, (B, 1 + A); the first row of a sequence and head, (B, H, 1); where the rows of each of
+    them begin in a list of them all, (B H,).
     """
 
     addresses: Tensor
