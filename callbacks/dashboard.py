@@ -11,8 +11,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch.loggers import TensorBoardLogger
+from torch.utils.tensorboard.summary import hparams
 
 from callbacks.event_files import EVENT_FILES, cut_off
 
@@ -88,6 +90,28 @@ def begin(logger: TensorBoardLogger, reached: Mapping[str, int] | None) -> None:
     tags = set() if reached is None else cut_off(folder, lambda tag, place: place <= reached[unit_of(tag)])
     if "custom_scalars__config__" not in tags:
         writer.add_custom_scalars(LAYOUT)
-    oldest = min(folder.parent.glob(f"*/{EVENT_FILES}"), key=lambda file: file.name, default=None)
-    if oldest and oldest.parent == folder and "about/text_summary" not in tags:
+    if "about/text_summary" not in tags and is_oldest(folder):
         writer.add_text("about", ABOUT)
+
+
+def is_oldest(folder: Path) -> bool:
+    """Whether no run beside this one has events of the same second or of an earlier one, which their names tell."""
+    seconds: dict[Path, list[int]] = {folder: []}
+    for file in folder.parent.glob(f"*/{EVENT_FILES}"):
+        seconds.setdefault(file.parent, []).append(int(file.name.split(".")[3]))
+    own = min(seconds.pop(folder), default=0)
+    return all(own < min(others) for others in seconds.values())
+
+
+def log_options(logger: TensorBoardLogger, options: Mapping[str, Any]) -> None:
+    """Write what HParams tells of a run.
+
+    Lightning's and PyTorch's own also declare a table of these options, and TensorBoard takes the first run's for all.
+    Without, it has the options of all runs, and shows first those that differ.
+    """
+    plain = {
+        name: value if isinstance(value, bool | int | float | str) else str(value) for name, value in options.items()
+    }
+    _, start, end = hparams(plain, {})
+    for summary in (start, end):
+        logger.experiment.file_writer.add_summary(summary)

@@ -31,6 +31,7 @@ from callbacks.common import (
     total_steps,
 )
 from callbacks.console import say, under
+from callbacks.dashboard import log_options
 from callbacks.growth import Growth
 from callbacks.record_file import FORMAT, RECORD, read_record
 from callbacks.throughput import find_throughput
@@ -235,12 +236,11 @@ class Record(L.Callback):
             return
         quality |= {f"hp/{name}": float(self.record[name]) for name in ("parameters", "tokens", "flops", "seconds")}
         quality["hp/growths"] = float(len(self.record["growth_events"]))
-        if self.record["hparams_logged"]:
-            tensorboard.log_metrics(quality, trainer.global_step)
-            return
-        tensorboard.log_hyperparams(self._options(trainer), quality, trainer.global_step)
-        self.record["hparams_logged"] = True
-        self._save(trainer, self.record)
+        tensorboard.log_metrics(quality, trainer.global_step)
+        if not self.record["hparams_logged"]:
+            log_options(tensorboard, self._options(trainer))
+            self.record["hparams_logged"] = True
+            self._save(trainer, self.record)
 
     @rank_zero_only
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -512,7 +512,8 @@ def test_hyper_parameters_are_logged_once_with_the_final_quality(tmp_path):
 def test_hyper_parameters_are_all_options_of_the_run(tmp_path):
     growth = Growth(steps=[3], factor=[2.0], tau="frozen", init="zero_keys")
     fit(tmp_path, *watching(), growth, max_steps=4, accumulate_grad_batches=2)
-    start = next(v for v in event_values(next(tmp_path.glob("events*"))) if v.tag == "_hparams_/session_start_info")
+    (file,) = tmp_path.glob("events*")
+    (start,) = [value for value in event_values(file) if value.tag == "_hparams_/session_start_info"]
     told = HParamsPluginData.FromString(start.metadata.plugin_data.content).session_start_info.hparams
     values = {name: getattr(value, value.WhichOneof("kind")) for name, value in told.items()}
     expected = {
@@ -522,6 +523,9 @@ def test_hyper_parameters_are_all_options_of_the_run(tmp_path):
     }  # fmt: skip
     assert {name: values.get(name) for name in expected} == expected
     assert scalars(tmp_path)["hp/growths"] == [(4, 1)]
+    assert "_hparams_/experiment" not in [
+        value.tag for value in event_values(file)
+    ]  # with which TensorBoard would show the first run's options of all runs
 
 
 class Wandb(WandbLogger):
