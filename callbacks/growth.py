@@ -79,9 +79,9 @@ class Growth(L.Callback):
 
     @property
     def options(self) -> dict[str, Any]:
-        """What the schedule was made of, as plain values; nothing without steps."""
-        given = {"steps": self.steps, "factor": self.factor} | self.sizes | asdict(self.rules)
-        return {name: value for name, value in given.items() if value is not None} if self.steps else {}
+        """What the schedule was made of, as plain values: without steps nothing else."""
+        given = {"factor": self.factor} | self.sizes | asdict(self.rules) if self.steps else {}
+        return {"steps": self.steps} | {name: value for name, value in given.items() if value is not None}
 
     def _check_schedule(self) -> None:
         if any(later <= earlier for earlier, later in pairwise(self.steps)) or (self.steps and self.steps[0] < 1):

@@ -523,9 +523,8 @@ def test_hyper_parameters_are_all_options_of_the_run(tmp_path):
     }  # fmt: skip
     assert {name: values.get(name) for name in expected} == expected
     assert scalars(tmp_path)["hp/growths"] == [(4, 1)]
-    assert "_hparams_/experiment" not in [
-        value.tag for value in event_values(file)
-    ]  # with which TensorBoard would show the first run's options of all runs
+    tags = [value.tag for value in event_values(file)]
+    assert "_hparams_/experiment" not in tags  # of which TensorBoard would take the first run's for all
 
 
 class Wandb(WandbLogger):
