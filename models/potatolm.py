@@ -1,10 +1,13 @@
 """PotatoLM: pass the card. Every token reads what earlier tokens wrote on a card, then adds its own mark to it.
 
-Token t writes the mark m_t = W_m x_t through the gate g_t = sigmoid(W_g x_t), and reads the card Σ_{s<t} g_s * m_s:
-the sum of strictly earlier writes, computed by chunks. Each head's slice of the card, layer-normalised, beside its
-slice of x_t goes through the head's own two-layer GELU network, and an output projection that starts at zero adds the
-answers to the input. Each x_t may be mixed over a few positions before it is read. The streaming state is the card,
-whatever the length; O(T D (D + F)) a layer, no maximum length.
+Token t writes the mark m_t = W_m x_t through the gate g_t = sigmoid(W_g x_t), and reads the card Σ_{s<t} λ^(t-1-s)
+g_s * m_s: the sum of strictly earlier writes, computed by chunks, which decays by a factor λ of each head that is
+learned; or the plain sum, λ = 1. Each head's slice of the card, layer-normalised, beside its slice of x_t goes through
+the head's own two-layer GELU network, and an output projection that starts at zero adds the answers to the input. As
+the card is normalised where it is read, the mean of what was written would be the same as its sum. Each x_t may be
+mixed over a few positions before it is read. The streaming state is the card, whatever the length; O(T D (D + F + C)) a
+layer, no maximum length. Embeddings may be rotated by their positions, but what is learned of these holds for the
+trained lengths only; a card that decays tells order without.
 
 Shapes: B batch, T time, D width, H heads, K = D / H width of a head, F hidden width of a head's network, N chunks, C
 positions of a chunk, M = B T.

@@ -53,9 +53,6 @@ MODELS = {
         **kw,
     ),
     "PotatoLM": lambda **kw: PotatoLM(vocab_size=11, d_model=16, num_heads=2, ffn_ratio=2, chunk_size=5, **kw),
-    "PotatoLM-sum": lambda **kw: PotatoLM(
-        vocab_size=11, d_model=16, num_heads=2, ffn_ratio=2, chunk_size=5, card="sum", positions="rotary", **kw
-    ),
     "PotatoLM-carry": lambda **kw: PotatoLM(
         vocab_size=11,
         d_model=16,
@@ -64,6 +61,7 @@ MODELS = {
         chunk_size=5,
         card="sum",
         carry_norm=True,
+        positions="rotary",
         norm="layer",
         local_mixing="shift",
         **kw,
