@@ -129,7 +129,7 @@ PREFILLED = (
         for name in ("Transformer", "TokenFormer", "Palm", "PotatoLM", "SparseRNN", "TrajectoryLM")
         for local_mixing in ("shift", "conv")
     }
-    | {f"{name} none": {"positions": "none"} for name in ("Transformer", "TokenFormer", "Palm", "PotatoLM-carry")}
+    | {f"{name} none": {"positions": "none"} for name in ("Transformer", "TokenFormer", "Palm")}
 )
 
 
