@@ -9,6 +9,7 @@ Shapes: B batch, T time, D width, H heads, K width of a head.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, Protocol, get_args
 
@@ -50,15 +51,15 @@ class Layer(Protocol):
         """Bytes of one sequence's state after `seq_len` tokens."""
 
 
-class Mixer(nn.Module):
+class Mixer(nn.Module, ABC):
     """A layer that is one function, `read`, of which the three forms of the mixer contract are cases."""
 
+    @abstractmethod
     def read(self, x_BTD: Tensor, state: Any) -> tuple[Tensor, Any]:
         """All positions (B, T, D), T >= 1, after those that the state has seen, and the next state.
 
         With None for a state these are the first ones, and what comes back for a state is of no use.
         """
-        raise NotImplementedError
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, D), from the start."""
@@ -253,11 +254,11 @@ def cached_attention(
 
 def with_fixed_shapes(state: Any, length: int) -> Any:
     """A streaming state in which no step changes a shape, until `length` positions have been read."""
-    if isinstance(state, KVCache):
+    if hasattr(state, "fixed"):
         return state.fixed(length)
     if isinstance(state, list | tuple):
         parts = [with_fixed_shapes(part, length) for part in state]
-        return type(state)(*parts) if hasattr(state, "_fields") else type(state)(parts)
+        return type(state)(parts) if type(state) in (list, tuple) else type(state)(*parts)
     return state
 
 

@@ -254,6 +254,16 @@ class Block(Mixer):
         return sums + self.local_mixing.state_bytes() + torch.int64.itemsize
 
 
+def check_ranks(tie_embeddings: bool, **ranks: int | None) -> None:
+    """Raise ValueError naming a rank that is not above zero, or that of a head which is the embedding's."""
+    check_positive(**{name: rank for name, rank in ranks.items() if rank is not None})
+    if tie_embeddings and ranks["head_rank"] is not None:
+        raise ValueError(
+            f"--model.head_rank {ranks['head_rank']} has no use with --model.tie_embeddings true, where the head is "
+            "the embedding's; leave it null, and embedding_rank is the rank of both, or choose tie_embeddings false"
+        )
+
+
 class Palm(GrowableModel):
     """Parallel blocks of cumulative attention and SwiGLU, applied recursively; no maximum length, constant state.
 
@@ -310,15 +320,10 @@ class Palm(GrowableModel):
     ) -> None:
         check_positive(d_model=d_model, num_recursions=num_recursions, qkv_ratio=qkv_ratio, ffn_ratio=ffn_ratio)
         ranks = {"rank": rank, "output_rank": output_rank, "embedding_rank": embedding_rank, "head_rank": head_rank}
-        check_positive(**{name: value for name, value in ranks.items() if value is not None})
+        check_ranks(tie_embeddings, **ranks)
         check_choice("--model.mixing", mixing, Mixing)
         check_choice("--model.recursion", recursion, Recursion)
         check_heads(d_model, num_heads)
-        if tie_embeddings and head_rank is not None:
-            raise ValueError(
-                f"--model.head_rank {head_rank} has no use with --model.tie_embeddings true, where the head is the "
-                "embedding's; leave it null, and embedding_rank is the rank of both, or choose tie_embeddings false"
-            )
         base = rotation_base(positions, rope_base, d_model, num_heads)
         blocks = [
             Block(

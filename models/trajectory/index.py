@@ -57,6 +57,10 @@ class Index(NamedTuple):
     first_row: Tensor
     offsets: Tensor
 
+    def fixed(self, length: int) -> Index:
+        """The same for a compiled step: with a tensor for the number of tokens read."""
+        return self._replace(length=torch.full_like(self.first_slot[0, :1], int(self.length)))
+
 
 class Rows(NamedTuple):
     """Where a layer finds the values of what came next after the candidates.
