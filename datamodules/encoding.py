@@ -233,7 +233,7 @@ def encoded(text: Text, names: Sequence[str], folder: Path) -> Encoding:
         return read_encoding(path) or keep(text, name, path)
     except OSError as error:
         rank_zero_warn(
-            f"the encoded text of {text.option} {text.name} cannot be kept in {folder} ({error}): each process encodes "
+            f"the encoded text of {text.option} {text.name} cannot be kept in {folder} ({error.strerror or error}): each process encodes "
             "it at each start, in memory"
         )
         return encode(text)

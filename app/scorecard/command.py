@@ -38,7 +38,7 @@ def scorecard(
     *,
     budget: BudgetName = "quick",
     tasks: Task | list[Task] | None = None,
-    corpus: str = "python-stdlib",
+    corpus: str | list[str] = "python-stdlib",
     data_dir: str = "data",
     seed: int = 1,
     seeds: int | None = None,
@@ -55,8 +55,9 @@ def scorecard(
         model: A model, with its options as --model.NAME beside it; or all, each at its defaults, and a table of all.
         budget: quick takes under ten minutes a model on two cores; full trains several times as long.
         tasks: Some of the three tasks, as in [copying,recall]; what needs another one is not measured. By default all.
-        corpus: Text of char_text: python-stdlib, tiny-shakespeare, text8, enwik8, or the path of a UTF-8 text file.
-        data_dir: Folder of downloaded corpora.
+        corpus: Text of char_text: python-stdlib, tiny-shakespeare, text8, enwik8, or the path of a UTF-8 text file or
+            a folder of such, or several paths.
+        data_dir: Folder of downloaded corpora and encoded texts.
         seed: The first seed, of data and models.
         seeds: Number of seeds, whose mean counts; by default 1 if quick and 3 if full.
         device: Where the models run; auto takes a GPU if there is one.

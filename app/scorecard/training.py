@@ -68,7 +68,7 @@ class Lesson:
     options: dict[str, Any]
 
 
-def lessons(learning: Learning, corpus: str, data_dir: str) -> dict[str, Lesson]:
+def lessons(learning: Learning, corpus: str | list[str], data_dir: str) -> dict[str, Lesson]:
     """All tasks."""
     test_chars = max(learning.test_chars, *learning.seq_lens)  # one whole window of the longest at least
     text = {
@@ -87,11 +87,11 @@ def lessons(learning: Learning, corpus: str, data_dir: str) -> dict[str, Lesson]
     }
 
 
-def check_text(corpus: str, data_dir: str, learning: Learning) -> None:
+def check_text(corpus: str | list[str], data_dir: str, learning: Learning) -> None:
     """Raise ValueError if the text cannot be read, or is too short for the longest windows."""
     text, longest = load_corpus(corpus, data_dir, "--corpus", "--data_dir"), learning.seq_lens[-1]
     if len(split_text(text.ids, SPLIT)["test"]) <= longest:
-        raise ValueError(f"--corpus {corpus} is too short for windows of {longest} characters; use a longer text")
+        raise ValueError(f"--corpus {text.name} is too short for windows of {longest} characters; use a longer text")
 
 
 # The plan -------------------------------------------------------------------------------------------------------------

@@ -179,6 +179,8 @@ def facts_of(record: dict[str, Any]) -> dict[str, Any]:
         if not isinstance(record[name], kind) or not is_known:
             raise ValueError(f"{RECORD} is not whole: its {name} is {record[name]!r}")
     corpus = record["data_options"].get("corpus")
+    if isinstance(corpus, list):
+        corpus = f"[{','.join(Path(file).name for file in corpus)}]"
     facts = {"corpus": corpus and str(corpus), "growths": len(record["growth_events"])}
     return facts | {name: record[name] for name in FACTS} | best_validation(record)
 

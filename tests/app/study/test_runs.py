@@ -208,6 +208,11 @@ def test_programs_get_every_field_of_every_run(tree):
     assert list(listed("--sort parameters --filter finished")) == ["text"]
 
 
+def test_a_text_in_several_files_is_named_by_them(tmp_path):
+    folder = make_run(tmp_path / "run", record(corpus=["data/a.txt", "b.txt.gz"]))
+    assert read_run(folder, tmp_path).corpus == "[a.txt,b.txt.gz]"
+
+
 def test_a_narrow_terminal_folds_names_and_then_shows_paragraphs(tree, monkeypatch):
     monkeypatch.setenv("COLUMNS", "50")
     code, out, _ = call("runs --filter finished", Terminal())
