@@ -39,6 +39,8 @@ MARK = b"\nPLACES\n"
 END = 8 + len(MARK)
 NAME_DIGITS = 16
 
+Stamp = list[tuple[str, int, int]]  # of each file its path, size in bytes, and time of change in nanoseconds
+
 
 @dataclass(frozen=True)
 class Found:
@@ -100,15 +102,15 @@ def write_places(text: Text, found: Found, file: BinaryIO) -> list[int]:
 def encode(text: Text) -> Encoding:
     """Encode a text in memory."""
     text.check()
-    before = stamp(text)
+    now = stamp(text)
     found, file = survey(text), io.BytesIO()
     counts = write_places(text, found, file)
-    check_unchanged(text, before)
+    check_unchanged(text, now)
     return Encoding(found, counts, np.frombuffer(file.getbuffer(), dtype=smallest_type(found.vocabulary)))
 
 
-def stamp(text: Text) -> list[tuple[str, int, int]]:
-    """Path, size in bytes and time of change in nanoseconds of each of a text's files."""
+def stamp(text: Text) -> Stamp:
+    """By what it is seen that the files of a text are those that they were."""
     try:
         states = [(str(file.resolve()), file.stat()) for file in text.files]
     except OSError as error:
@@ -116,9 +118,9 @@ def stamp(text: Text) -> list[tuple[str, int, int]]:
     return [(path, state.st_size, state.st_mtime_ns) for path, state in states]
 
 
-def check_unchanged(text: Text, before: list[tuple[str, int, int]]) -> None:
-    """Raise ValueError if a text's files are not those of `before`."""
-    if stamp(text) != before:
+def check_unchanged(text: Text, now: Stamp) -> None:
+    """Raise ValueError if the stamp of a text is not `now` any more."""
+    if stamp(text) != now:
         raise ValueError(f"{text.option} {text.name} was changed while it was read; begin again when it is complete")
 
 
@@ -187,9 +189,8 @@ def read_encoding(path: Path) -> Encoding | None:
         return None
 
 
-def write_encoding(text: Text, path: Path) -> None:
+def write_encoding(text: Text, now: Stamp, path: Path) -> None:
     """Encode a text into a file, which is there whole or not at all. Raises OSError."""
-    before = stamp(text)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         found = survey(text)
@@ -199,7 +200,7 @@ def write_encoding(text: Text, path: Path) -> None:
             file.write(about + len(about).to_bytes(8, "little") + MARK)
             file.flush()
             os.fsync(file.fileno())
-        check_unchanged(text, before)
+        check_unchanged(text, now)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -207,7 +208,7 @@ def write_encoding(text: Text, path: Path) -> None:
 
 def stem(text: Text, names: Sequence[str]) -> str:
     """What the names of a text's files of places begin with: its name, and digits of where it lies."""
-    places = [text.encoding, *(str(Path(name).expanduser().resolve()) for name in names)]
+    places = [text.encoding, *sorted(str(Path(name).expanduser().resolve()) for name in names)]
     return f"{Path(names[0]).name[:NAME_DIGITS]}-{digits(places)}"
 
 
@@ -221,7 +222,7 @@ def encoded(text: Text, names: Sequence[str], folder: Path) -> Encoding:
 
     Args:
         text: What to encode.
-        names: The files and folders that were asked for.
+        names: The files and folders that it was asked for by.
         folder: Where encodings are kept.
     """
     now = stamp(text)
@@ -230,16 +231,16 @@ def encoded(text: Text, names: Sequence[str], folder: Path) -> Encoding:
     name = stem(text, names)
     path = folder / f"{name}-{digits([FORMAT, now])}.places"
     try:
-        return read_encoding(path) or keep(text, name, path)
+        return read_encoding(path) or keep(text, now, name, path)
     except OSError as error:
         rank_zero_warn(
-            f"the encoded text of {text.option} {text.name} cannot be kept in {folder} ({error.strerror or error}): each process encodes "
-            "it at each start, in memory"
+            f"the encoded text of {text.option} {text.name} cannot be kept in {folder} ({error.strerror or error}): "
+            "each process encodes it at each start, in memory"
         )
         return encode(text)
 
 
-def keep(text: Text, name: str, path: Path) -> Encoding:
+def keep(text: Text, now: Stamp, name: str, path: Path) -> Encoding:
     """Encode a text into a file, once for all processes, unless only its time has changed. Raises OSError."""
     with alone(path.with_name(name)):
         if there := read_encoding(path):  # while we waited for the lock
@@ -248,14 +249,14 @@ def keep(text: Text, name: str, path: Path) -> Encoding:
             leftover.unlink()
         text.check()
         older = list(path.parent.glob(f"{escape(name)}-*.places"))
-        same = older_encoding(text, older)
+        same = older_encoding(text, now, older)
         if same:
             same.replace(path)
         else:
             get_console().print(
                 f"encoding {text.name}, once, into {path}", markup=False, highlight=False, soft_wrap=True
             )
-            write_encoding(text, path)
+            write_encoding(text, now, path)
         for other in older:
             if other not in (path, same):
                 other.unlink()
@@ -265,14 +266,14 @@ def keep(text: Text, name: str, path: Path) -> Encoding:
     return kept
 
 
-def older_encoding(text: Text, files: Sequence[Path]) -> Path | None:
+def older_encoding(text: Text, now: Stamp, files: Sequence[Path]) -> Path | None:
     """The file that has this very text, if there is one, by its checksum."""
     known = {there.found.sha256: file for file in files if (there := read_encoding(file))}
     if not known:
         return None
-    digest, before = hashlib.sha256(), stamp(text)
+    digest = hashlib.sha256()
     for document in text.documents:
         for piece in document.read():
             digest.update(piece)
-    check_unchanged(text, before)
+    check_unchanged(text, now)
     return known.get(digest.hexdigest())
