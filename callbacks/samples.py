@@ -57,5 +57,5 @@ class Samples(L.Callback):
         assert self._text
         generator = torch.Generator(pl_module.device).manual_seed(mixed_seed(pl_module.seed, trainer.global_step))
         prompt_BT = torch.tensor([self._prompt_tokens], device=pl_module.device)
-        drawn = pl_module.generate(prompt_BT, self.max_new_tokens, self.temperature, self.top_k, generator)
-        return self._text.decode([*self._prompt_tokens, *(int(token_B) for token_B in drawn)])
+        (tokens_T,) = pl_module.generate(prompt_BT, self.max_new_tokens, self.temperature, self.top_k, generator)
+        return self._text.decode(tokens_T.tolist())

@@ -30,7 +30,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from models.layers import Layer, Norm, check_positive, norm_named, rms_norm
+from models.layers import Layer, Norm, check_positive, norm_named, rms_norm, with_fixed_shapes
 from models.metrics import IGNORED, EvalMetrics, Evaluation, evaluation_of
 from models.optim import Optim, build_optimizer, grad_norm, lr_scale, reapply
 from models.sharding import Sharding, Successors
@@ -147,6 +147,33 @@ class LanguageModel(L.LightningModule):
         return self.head(self.norm(x_BD)), next_state
 
     @torch.no_grad()
+    def stream(
+        self,
+        prompt_BT: Tensor,
+        max_new_tokens: int,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        generator: torch.Generator | None = None,
+        compile: bool = False,
+    ) -> Iterator[Tensor]:
+        """Yield `max_new_tokens` times the next token (B,), sampled from the softmax of logits / temperature.
+
+        Temperature 0 takes the likeliest; `top_k` samples among the k likeliest. The prompt needs T >= 1. With
+        `compile` the step is compiled, on a state with room for all tokens, so that no shape changes.
+        """
+        if not prompt_BT.size(1):
+            raise ValueError("prompt_BT has no token; give at least one, such as that of a line break")
+        logits_BV, state = self.prefill(prompt_BT, self.init_state(prompt_BT.size(0)))
+        step = self.step
+        if compile:
+            step = torch.compile(step)
+            state = with_fixed_shapes(state, prompt_BT.size(1) + max_new_tokens)
+        for remaining in reversed(range(max_new_tokens)):
+            token_B = sample(logits_BV, temperature, top_k, generator)
+            yield token_B
+            if remaining:
+                logits_BV, state = step(token_B, state)
+
     def generate(
         self,
         prompt_BT: Tensor,
@@ -154,18 +181,11 @@ class LanguageModel(L.LightningModule):
         temperature: float = 1.0,
         top_k: int | None = None,
         generator: torch.Generator | None = None,
-    ) -> Iterator[Tensor]:
-        """Yield `max_new_tokens` times the next token (B,), sampled from the softmax of logits / temperature.
-
-        Temperature 0 takes the likeliest; `top_k` samples among the k likeliest. The prompt needs T >= 1.
-        """
-        state = self.init_state(prompt_BT.size(0))
-        for token_B in prompt_BT.unbind(1):
-            logits_BV, state = self.step(token_B, state)
-        for _ in range(max_new_tokens):
-            token_B = sample(logits_BV, temperature, top_k, generator)
-            yield token_B
-            logits_BV, state = self.step(token_B, state)
+        compile: bool = False,
+    ) -> Tensor:
+        """The prompt (B, T) and what `stream` makes of it: tokens (B, T + max_new_tokens)."""
+        written = self.stream(prompt_BT, max_new_tokens, temperature, top_k, generator, compile)
+        return torch.cat((prompt_BT, *(token_B.unsqueeze(1) for token_B in written)), 1)
 
     # Sizes ---------------------------------------------------------------------------------------------------------
 
@@ -298,17 +318,21 @@ class LanguageModel(L.LightningModule):
                     self.log(f"{prefix}/{name}/{slice_name}", result[name])
 
     def free_running(self, batch: Batch) -> Tensor:
-        """The row (B, T) that greedy decoding writes at the scored positions when it reads its own output there."""
+        """The row (B, T) that greedy decoding writes at the scored positions when it reads its own output there.
+
+        What it has at other positions says nothing.
+        """
         inputs_BT, targets_BT = batch
-        state = self.init_state(inputs_BT.size(0))
-        outputs: list[Tensor] = []
-        for t in range(inputs_BT.size(1)):
-            token_B = inputs_BT[:, t]
-            if t:
-                token_B = torch.where(targets_BT[:, t - 1] != IGNORED, outputs[-1], token_B)
+        scored_BT = targets_BT != IGNORED
+        first = int(scored_BT.any(0).int().argmax())  # what lies before is the same whatever is written
+        logits_BV, state = self.prefill(inputs_BT[:, : first + 1], self.init_state(inputs_BT.size(0)))
+        outputs_BT = inputs_BT.clone()
+        outputs_BT[:, first] = logits_BV.argmax(-1)
+        for t in range(first + 1, inputs_BT.size(1)):
+            token_B = torch.where(scored_BT[:, t - 1], outputs_BT[:, t - 1], inputs_BT[:, t])
             logits_BV, state = self.step(token_B, state)
-            outputs.append(logits_BV.argmax(-1))
-        return torch.stack(outputs, 1)
+            outputs_BT[:, t] = logits_BV.argmax(-1)
+        return outputs_BT
 
     def on_validation_epoch_start(self) -> None:
         """Begin with empty metrics, one set a slice."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 import torch
@@ -20,6 +21,7 @@ from torch.nn.attention.bias import causal_lower_right
 
 Norm = Literal["rms", "layer"]
 Positions = Literal["rotary", "none"]
+QUERY_BLOCK = 512  # positions that attend at once to a cache before them
 MIN_CACHE = 16  # positions a fresh cache has room for; it doubles from there
 ROPE_BASE = 10_000.0  # the slowest pair turns once in about 2 pi times as many positions
 # Of the scores of normalised queries and keys, over the usual 1 / sqrt(K). A score is then at most 2.9 sqrt(K), which
@@ -237,18 +239,22 @@ def cached_attention(
     q, k, v = (split_heads(x, num_heads) for x in (q_BTD, k_BTD, v_BTD))
     start, T = 0 if cache is None else cache.length, q.size(2)
     q, k = place(q, k, start, rope_base)
-    mask: Tensor | None = None
+    scale = QK_GAIN * q.size(-1) ** -0.5
+    attend = partial(F.scaled_dot_product_attention, scale=scale)
     if cache is not None:
         cache = cache.extended(k, v)
-        if isinstance(cache.length, Tensor):
-            k, v, places_S = cache.keys, cache.values, torch.arange(cache.keys.size(2), device=q.device)
-            mask = places_S <= (start + places_S[:T])[:, None]
-        elif start:
-            k, v = cache.keys[:, :, : cache.length], cache.values[:, :, : cache.length]
-            mask = causal_lower_right(T, cache.length) if T > 1 else None
-    is_causal = mask is None and T > 1
-    scale = QK_GAIN * q.size(-1) ** -0.5
-    y_BHTK = F.scaled_dot_product_attention(q, k, v, mask, is_causal=is_causal, scale=scale)
+    if cache is None or (isinstance(start, int) and not start):
+        y_BHTK = attend(q, k, v, is_causal=T > 1)
+    elif isinstance(cache.length, int):
+        outputs = []
+        for begin in range(0, T, QUERY_BLOCK):  # so that a mask is never large
+            block, end = q[:, :, begin : begin + QUERY_BLOCK], start + min(T, begin + QUERY_BLOCK)
+            mask = causal_lower_right(block.size(2), end) if T > 1 else None
+            outputs.append(attend(block, cache.keys[:, :, :end], cache.values[:, :, :end], mask))
+        y_BHTK = torch.cat(outputs, 2) if len(outputs) > 1 else outputs[0]
+    else:
+        place_S = torch.arange(cache.keys.size(2), device=q.device)
+        y_BHTK = attend(q, cache.keys, cache.values, place_S <= (start + place_S[:T])[:, None])
     return y_BHTK.transpose(1, 2).flatten(2), cache
 
 
@@ -256,9 +262,8 @@ def with_fixed_shapes(state: Any, length: int) -> Any:
     """A streaming state in which no step changes a shape, until `length` positions have been read."""
     if hasattr(state, "fixed"):
         return state.fixed(length)
-    if isinstance(state, list | tuple):
-        parts = [with_fixed_shapes(part, length) for part in state]
-        return type(state)(parts) if type(state) in (list, tuple) else type(state)(*parts)
+    if type(state) in (list, tuple):
+        return type(state)(with_fixed_shapes(part, length) for part in state)
     return state
 
 

@@ -229,22 +229,40 @@ def test_loss_counts_scored_positions_only(build):
 def test_generation_is_what_sampling_from_the_parallel_form_gives(build):
     model = build()
     prompt = torch.randint(11, (2, 3))
-    drawn = torch.stack(list(model.generate(prompt, 6, 0.7, 4, torch.Generator().manual_seed(1))), 1)
     generator, tokens = torch.Generator().manual_seed(1), prompt
     for _ in range(6):
         tokens = torch.cat((tokens, sample(model(tokens)[:, -1], 0.7, 4, generator)[:, None]), 1)
-    assert torch.equal(drawn, tokens[:, 3:])
+    assert torch.equal(model.generate(prompt, 6, 0.7, 4, torch.Generator().manual_seed(1)), tokens)
+    streamed = list(model.stream(prompt, 6, 0.7, 4, torch.Generator().manual_seed(1)))
+    assert torch.equal(torch.stack(streamed, 1), tokens[:, 3:])
+    assert torch.equal(model.generate(prompt, 0), prompt)
+    with pytest.raises(ValueError, match="prompt_BT has no token"):
+        model.generate(prompt[:, :0], 6)
 
 
-def test_free_running_reads_its_own_output_where_it_is_scored(build):
+@pytest.mark.parametrize("begins", [(3, 3), (0, 5), (7, 2), (7, 7)])
+def test_free_running_reads_its_own_output_where_it_is_scored(build, begins):
     model = build()
     inputs, targets = torch.randint(11, (2, 8)), torch.full((2, 8), -100)
-    targets[:, 3:] = torch.randint(11, (2, 5))
-    tokens = inputs[:, :4]
-    for _ in range(4):
-        tokens = torch.cat((tokens, model(tokens)[:, -1:].argmax(-1)), 1)
-    expected = model(tokens).argmax(-1)
-    assert torch.equal(model.free_running((inputs, targets))[:, 3:], expected[:, 3:])
+    for row, begin in enumerate(begins):
+        targets[row, begin:] = torch.randint(11, (8 - begin,))
+    with torch.no_grad():
+        outputs = model.free_running((inputs, targets))
+        for row, begin in enumerate(begins):
+            tokens = inputs[row : row + 1, : begin + 1]
+            for _ in range(begin, 7):
+                tokens = torch.cat((tokens, model(tokens)[:, -1:].argmax(-1)), 1)
+            assert torch.equal(outputs[row, begin:], model(tokens)[0, begin:].argmax(-1))
+
+
+@pytest.mark.parametrize("name", ["Transformer-conv", "TokenFormer", "Palm-aft", "PotatoLM", "SparseRNN"])
+def test_a_compiled_step_writes_the_same_and_is_compiled_once(name, monkeypatch):
+    model, prompt = built(name, num_layers=2), torch.randint(11, (2, 7))
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))  # graphs without kernels: fast
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        compiled = model.generate(prompt, MIN_CACHE, temperature=0, compile=True)
+    assert torch.equal(compiled, model.generate(prompt, MIN_CACHE, temperature=0))
 
 
 def test_compiled_layers_compute_the_same(build):
