@@ -10,6 +10,7 @@ import locale
 import os
 import platform
 import re
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ UTF8_VARIABLE = "PYTHONUTF8"
 ENCODING_VARIABLE = "PYTHONIOENCODING"
 NODE_VARIABLES = ("NODE_RANK", "GROUP_RANK")  # by hand, and of torchrun
 GPUS_VARIABLE = "CUDA_VISIBLE_DEVICES"
+COMPILER_VARIABLE = "CXX"  # names the C++ compiler that PyTorch takes
 RANK_VARIABLES = ("RANK", "SLURM_PROCID", "LOCAL_RANK")  # of torchrun, SLURM and Lightning's own launcher
 
 
@@ -103,6 +105,11 @@ def find_device(device: Device) -> str:
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: PyTorch finds no GPU here; use --device cpu")
     return "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def has_compiler() -> bool:
+    """Whether there is a C++ compiler for what PyTorch compiles."""
+    return any(shutil.which(name) for name in (os.environ.get(COMPILER_VARIABLE, "g++"), "g++", "clang++"))
 
 
 @contextmanager

@@ -9,7 +9,8 @@ import signal
 import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
-from io import StringIO
+from functools import partial
+from io import BytesIO, StringIO, TextIOWrapper
 from pathlib import Path
 from typing import NamedTuple
 
@@ -389,7 +390,8 @@ def test_text_comes_as_it_is_made_and_the_seed_decides_it(alone):
     console = Console()
     line = "generate some.ckpt --prompt '12: the ' --max_new_tokens 40"
     code, text, err = call(f"{line} --seed 5", console)
-    assert (code, err) == (0, "")
+    assert code == 0
+    assert re.fullmatch(r"prompt: 8 characters at [\d,]+ a second, text: 39 characters at [\d,]+ a second\n", err)
     assert text.startswith("12: the ")
     assert len(text) == len("12: the ") + 40 + 1
     assert {text[: len("12: the ") + n] for n in range(41)} <= set(console.flushed)  # a flush a character
@@ -397,6 +399,47 @@ def test_text_comes_as_it_is_made_and_the_seed_decides_it(alone):
     assert call(f"{line} --seed 6").out != text
     greedy = [call(f"{line} --temperature 0 --seed {seed}").out for seed in (1, 2)]
     assert greedy[0] == greedy[1] == call(f"{line} --top_k 1 --temperature 2").out
+
+
+def test_several_samples_come_apart_at_the_end_and_each_ends_at_its_stop(alone):
+    line = "generate some.ckpt --prompt '12: the ' --num_samples 3 --seed 5"
+    console = Console()
+    code, text, _ = call(f"{line} --max_new_tokens 40", console)
+    assert code == 0
+    assert "12" not in "".join(console.flushed)
+    whole = re.split(r"^--- \d of 3\n", text, flags=re.M)
+    assert whole.pop(0) == ""
+    samples = [sample.removesuffix("\n").removesuffix("\n") for sample in whole]
+    assert len(set(samples)) == 3
+    stopped = re.split(r"^--- \d of 3\n", call(f"{line} --max_new_tokens 40 --stop e").out, flags=re.M)[1:]
+    for sample, cut in zip(samples, stopped, strict=True):
+        end = sample.find("e", len("12: the ")) + 1 or len(sample)
+        assert cut.rstrip("\n") == sample[:end].rstrip("\n")
+
+
+def test_a_prompt_comes_from_a_file_or_from_standard_input(alone, monkeypatch):
+    expected = call("generate some.ckpt --prompt '12: the maté ' --max_new_tokens 9").out
+    Path("prompt.txt").write_text("12: the maté ", encoding="utf-8")
+    assert call("generate some.ckpt --prompt_file prompt.txt --max_new_tokens 9").out == expected
+    for option in ("--prompt_file -", "--prompt_file=-"):
+        monkeypatch.setattr(sys, "stdin", TextIOWrapper(BytesIO("12: the maté ".encode())))
+        assert call(f"generate some.ckpt {option} --max_new_tokens 9").out == expected
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true", "16-mixed", "16-true"])
+def test_text_is_written_in_every_precision(alone, precision):
+    code, text, _ = call(f"generate some.ckpt --prompt '12: ' --max_new_tokens 9 --precision {precision} --device cpu")
+    assert (code, len(text)) == (0, 4 + 9 + 1)
+
+
+def test_a_compiled_step_writes_the_same_text(alone, monkeypatch):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    line = "generate some.ckpt --prompt '12: the ' --max_new_tokens 9 --temperature 0"
+    code, text, err = call(f"{line} --compile")
+    assert (code, text) == (0, call(line).out)
+    assert re.search(r"compiled in [\d.]+ s, text: 7 characters", err)
+    monkeypatch.setattr("app.run.generate.has_compiler", lambda: False)
+    assert_refused(call(f"{line} --compile"), "--compile needs a C++ compiler")
 
 
 def test_a_closed_pipe_is_no_mistake(alone):
@@ -582,6 +625,16 @@ MISTAKES = {
     # text
     "generate whole.ckpt --prompt Ω": ("--prompt", "Ω"),
     "generate whole.ckpt --prompt ''": ("--prompt",),
+    "generate whole.ckpt --num_samples 0": ("--num_samples is 0", "at least 1"),
+    "generate whole.ckpt --stop Ω": ("--stop", "Ω"),
+    "generate whole.ckpt --stop ''": ("--stop is empty",),
+    "generate whole.ckpt --prompt_file none.txt": ("--prompt_file none.txt cannot be read", "standard input"),
+    "generate whole.ckpt --prompt_file small_data": ("--prompt_file small_data cannot be read",),
+    "generate whole.ckpt --prompt_file empty.txt": ("--prompt_file empty.txt is empty",),
+    "generate whole.ckpt --prompt_file latin.txt": ("--prompt_file latin.txt is not UTF-8",),
+    "generate whole.ckpt --prompt_file other.txt --prompt A": ("--prompt_file other.txt and --prompt",),
+    "generate whole.ckpt --precision bf16": ("--precision bf16 will not do", "'bf16-mixed'"),
+    "generate whole.ckpt --device tpu": ("--device tpu will not do",),
     "generate whole.ckpt --top_k 0": ("--top_k is 0", "at least 1"),
     "generate whole.ckpt --temperature -1": ("--temperature is -1.0", "at least 0"),
     "generate whole.ckpt --temperature .nan": ("--temperature is nan", "at least 0"),
