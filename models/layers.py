@@ -259,7 +259,10 @@ def cached_attention(
 
 
 def with_fixed_shapes(state: Any, length: int) -> Any:
-    """A streaming state in which no step changes a shape, until `length` positions have been read."""
+    """A streaming state in which no step changes a shape or a number, until `length` positions have been read.
+
+    What has such numbers, or grows, says by a method `fixed(length)` what takes its place.
+    """
     if hasattr(state, "fixed"):
         return state.fixed(length)
     if type(state) in (list, tuple):

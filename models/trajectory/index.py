@@ -43,10 +43,10 @@ class Index(NamedTuple):
     """The streaming state.
 
     addresses: of the last 0, 1, ..., P tokens, (B, 1 + P); slots: of each position that a slot keeps its context's
-    address times KEY, plus its successor's number, (B L M, K), EMPTY for none; length: tokens read, as a tensor (1,)
-    where the step is compiled. And what stays: where the slots of a sequence and span begin, (B, L); the rows of
-    nothing and of the opening, (B, 1 + A); the first row of a sequence and head, (B, H, 1); where the rows of each of
-    them begin in a list of them all, (B H,).
+    address times KEY, plus its successor's number, (B L M, K), EMPTY for none; length: tokens read, a tensor (1,) where
+    the step is compiled. And what stays: where the slots of a sequence and span begin, (B, L); the rows of nothing and
+    of the opening, (B, 1 + A); the first row of a sequence and head, (B, H, 1); where the rows of each of them begin in
+    a list of them all, (B H,).
     """
 
     addresses: Tensor
@@ -58,8 +58,8 @@ class Index(NamedTuple):
     offsets: Tensor
 
     def fixed(self, length: int) -> Index:
-        """The same for a compiled step: with a tensor for the number of tokens read."""
-        return self._replace(length=torch.full_like(self.first_slot[0, :1], int(self.length)))
+        """The state whose length is a tensor, so that a compiled step serves all positions."""
+        return self._replace(length=self.offsets.new_tensor([int(self.length)]))
 
 
 class Rows(NamedTuple):

@@ -173,7 +173,7 @@ class TrajectoryMemory(nn.Module):
         table = torch.cat((state.ring, value_BTD), 1)
         y_BTD = self.recalled(table, self.scores(z_BTD.flatten(0, 1)), rows).view_as(x_BTD).to(x_BTD.dtype)
         remember(state.ring, value_BTD, rows.start)
-        inputs_BRD = inputs_BTD[:, inputs_BTD.size(1) - state.inputs.size(1) :]
+        inputs_BRD = inputs_BTD[:, -1 - state.inputs.size(1) :].clone()[:, 1:]  # as `step` leaves them in memory
         return self.out(y_BTD) + (z_BTD - x_BTD), state._replace(inputs=inputs_BRD)
 
     def recalled(self, table: Tensor, score_NHC: Tensor, rows: Rows) -> Tensor:

@@ -255,7 +255,9 @@ def test_free_running_reads_its_own_output_where_it_is_scored(build, begins):
             assert torch.equal(outputs[row, begin:], model(tokens)[0, begin:].argmax(-1))
 
 
-@pytest.mark.parametrize("name", ["Transformer-conv", "TokenFormer", "Palm-aft", "PotatoLM", "SparseRNN"])
+@pytest.mark.parametrize(
+    "name", ["Transformer-conv", "TokenFormer", "Palm-aft", "PotatoLM-sum", "SparseRNN", "TrajectoryLM"]
+)
 def test_a_compiled_step_writes_the_same_and_is_compiled_once(name, monkeypatch):
     model, prompt = built(name, num_layers=2), torch.randint(11, (2, 7))
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))  # graphs without kernels: fast
