@@ -107,9 +107,11 @@ def find_device(device: Device) -> str:
     return "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
 
 
-def has_compiler() -> bool:
-    """Whether there is a C++ compiler for what PyTorch compiles."""
-    return any(shutil.which(name) for name in (os.environ.get(COMPILER_VARIABLE, "g++"), "g++", "clang++"))
+def check_compiler(compile: bool) -> None:
+    """Raise ValueError if PyTorch is to compile and there is no C++ compiler."""
+    names = (os.environ.get(COMPILER_VARIABLE, "g++"), "g++", "clang++")
+    if compile and not any(map(shutil.which, names)):
+        raise ValueError("--compile needs a C++ compiler such as g++, and none is here; install one, or leave it out")
 
 
 @contextmanager

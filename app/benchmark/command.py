@@ -16,13 +16,16 @@ from typing import Any, Literal, get_args
 from rich.console import Console
 
 from app.benchmark.results import Curve, Result, renderables
-from app.cli.checks import check_file
-from app.machine import Device, about_machine, find_device, num_threads
+from app.cli.checks import at_least_one, check_file, unique
+from app.machine import Device, about_machine, check_compiler, find_device, num_threads
 from app.output.progress import announce, steps
 from callbacks.atomic import write_json
 
-Name = Literal["pattention", "growth", "lightning", "loader", "sparse", "sparse_training", "sparse_widths", "mixers"]
-LONG = ("sparse_widths", "mixers")  # what quick leaves out
+Name = Literal[
+    "pattention", "growth", "lightning", "loader", "sparse", "sparse_training", "sparse_widths", "mixers", "inference"
+]
+LONG = ("sparse_widths", "mixers", "inference")  # what quick leaves out
+OF_MODELS = ("mixers", "inference")
 
 
 def bench(
@@ -33,19 +36,25 @@ def bench(
     device: Device = "auto",
     models: list[str] | None = None,
     seq_lens: list[int] | None = None,
+    batch_sizes: list[int] | None = None,
+    compile: bool = False,
     json: Path | None = None,
 ) -> int:
     """Measure speed, as ratios of things timed in turn in one process.
 
     Args:
-        what: A benchmark, a list of them as in [pattention,growth], quick for all but mixers and sparse_widths, or all.
-            mixers sets each model against the one-layer Transformer at several lengths, which takes about five minutes.
-        repeats: Rounds to time in each benchmark, after a warm-up; the median of their ratios counts. In mixers at most
-            so many, fewer where a round takes long.
+        what: A benchmark, a list of them as in [pattention,growth], quick for all but inference, mixers and
+            sparse_widths, or all. mixers sets each model against the one-layer Transformer at several lengths, which
+            takes about five minutes, and inference does so in reading prompts and in writing.
+        repeats: Rounds to time in each benchmark, after a warm-up; the median of their ratios counts. In mixers and
+            inference at most so many, fewer where a round takes long.
         threads: CPU threads for PyTorch; by default as many as it takes by itself.
         device: Where the models run; auto takes a GPU if there is one.
-        models: For mixers, models to set against the Transformer, as in [Palm,TokenFormer]; by default all.
-        seq_lens: For mixers, sequence lengths, as in [256,1024]; by default 256, 1024, 4096 and 16384.
+        models: For mixers and inference, models to set against the Transformer, as in [Palm,TokenFormer]; else all.
+        seq_lens: For mixers and inference, lengths or contexts, as in [256,1024]; by default 256, 1024, 4096 and 16384,
+            and for inference 64, 256, 1024 and 4096.
+        batch_sizes: For inference, sequences side by side; by default 1 and 16.
+        compile: For inference, time compiled steps, too; to compile them takes minutes.
         json: File to write the results to as well.
 
     Returns:
@@ -53,14 +62,20 @@ def bench(
     """
     names = expand(what)
     check_options(repeats, threads, json)
-    check_for_mixers(names, models=models, seq_lens=seq_lens)
+    check_for(OF_MODELS, names, models=models, seq_lens=seq_lens)
+    check_for(("inference",), names, batch_sizes=batch_sizes, compile=compile or None)
+    at_least_one(batch_sizes=min(batch_sizes or [1]))
+    check_compiler(compile)
     announce(f"bench: {', '.join(names)}")
     from app.benchmark.mixers import chosen_lengths, chosen_models
-    from app.benchmark.suite import BENCHMARKS, BenchSettings
+    from app.benchmark.suite import BATCH_SIZES, BENCHMARKS, BenchSettings
 
     console = Console()
     found: list[Result | Curve] = []
-    settings = BenchSettings(repeats, find_device(device), chosen_models(models), chosen_lengths(seq_lens))
+    settings = BenchSettings(
+        repeats, find_device(device), chosen_models(models), chosen_lengths(seq_lens),
+        unique("batch_sizes", batch_sizes or BATCH_SIZES), compile,
+    )  # fmt: skip
     total = sum(BENCHMARKS[name].num_steps(settings) for name in names)
     with num_threads(threads), steps(total, console, measuring=True) as tell:
         settings = replace(settings, tell=lambda doing: tell(f"measuring {doing}"))
@@ -94,10 +109,12 @@ def check_options(repeats: int, threads: int | None, json: Path | None) -> None:
             raise ValueError(f"--json {json} cannot be written: name a file in a folder that exists")
 
 
-def check_for_mixers(names: tuple[str, ...], **options: list[Any] | None) -> None:
-    """Raise ValueError for an option of mixers that would change nothing, or leave nothing to measure."""
+def check_for(benchmarks: tuple[str, ...], names: tuple[str, ...], **options: list[Any] | bool | None) -> None:
+    """Raise ValueError for an option of these benchmarks that would change nothing, or leave nothing to measure."""
     for option, value in options.items():
-        if value is not None and "mixers" not in names:
-            raise ValueError(f"--{option} is for mixers, which is not measured here; leave it out or add mixers")
+        if value is not None and not set(benchmarks) & set(names):
+            raise ValueError(
+                f"--{option} is for {' and '.join(benchmarks)}, not measured here; leave it out or add {benchmarks[-1]}"
+            )
         if value == []:
             raise ValueError(f"--{option} is empty; leave it out to take all")

@@ -29,10 +29,10 @@ SLACK = 0.1  # of a fitted exponent over the claimed one
 BUDGET = 45.0  # seconds for the rounds at one length, except that there are MIN_ROUNDS
 DECODED = 32  # tokens that a round of decoding reads
 
-TRAINING = Quantity("training", "Training step", "µs a token", "time of a sequence", 1e6, power=1)
-DECODING = Quantity("decoding", "Decoding after T tokens", "µs a token", "time of a token", 1e6, power=0)
+TRAINING = Quantity("mixers.training", "Training step", "µs a token", "time of a sequence", 1e6, power=1)
+DECODING = Quantity("mixers.decoding", "Decoding after T tokens", "µs a token", "time of a token", 1e6, power=0)
 MEMORY = Quantity(
-    "memory", "Peak memory, forward and backward", "KiB a token", "memory of a sequence", 2.0**-10, power=1
+    "mixers.memory", "Peak memory, forward and backward", "KiB a token", "memory of a sequence", 2.0**-10, power=1
 )
 
 Models = Mapping[str, LanguageModel]
@@ -44,12 +44,12 @@ def chosen_models(names: Sequence[str] | None) -> tuple[str, ...]:
     return tuple(dict.fromkeys((BASELINE, *known_models(names))))
 
 
-def chosen_lengths(seq_lens: Sequence[int] | None, tokens: int = TOKENS) -> tuple[int, ...]:
-    """The lengths in order, each once; ValueError for one that no batch of `tokens` can have."""
+def chosen_lengths(seq_lens: Sequence[int] | None, tokens: int = TOKENS) -> tuple[int, ...] | None:
+    """The lengths in order, each once, None for the usual; ValueError for one that no batch of `tokens` can have."""
     for seq_len in seq_lens or ():
         if not 1 <= seq_len <= tokens:
             raise ValueError(f"--seq_lens has {seq_len}; lengths are from 1 to {tokens}, the tokens of a batch")
-    return tuple(sorted(set(seq_lens or SEQ_LENS)))
+    return tuple(sorted(set(seq_lens))) if seq_lens else None
 
 
 def build(names: Iterable[str], device: str) -> dict[str, LanguageModel]:
@@ -88,17 +88,17 @@ def decoding_seconds(
 ) -> Samples:
     """Seconds a token of the DECODED after `seq_len`; the streams read on up to there, so lengths must rise."""
     for stream in streams.values():
-        stream.read(seq_len - stream.position)
+        stream.skip(seq_len - stream.position)
     forks: dict[str, Stream] = {}
 
     def prepare() -> None:
-        forks.update({name: stream.fork() for name, stream in streams.items()})
+        forks.update({name: stream.fork(1 + DECODED) for name, stream in streams.items()})
         for fork in forks.values():
             fork.read(1)  # a cache that is just full makes room now, which is rare
 
     reads = [lambda name=name: forks[name].read(DECODED) for name in streams]
     seconds = in_turn(reads, repeats, warmup=1, budget=budget, prepare=prepare, sync=waiting_for(device))
-    return per_token(streams, seconds, DECODED)
+    return per_token(streams, seconds, DECODED * next(iter(streams.values())).batch_size)
 
 
 def per_token(names: Iterable[str], values: Iterable[Iterable[float]], tokens: int) -> Samples:

@@ -112,7 +112,7 @@ class Curve:
             {"seq_len": T, "value": statistics.median(values), "least_value": min(values)} | extremes(ratios)
             for T, values, ratios in zip(self.seq_lens, self.values, self.ratios, strict=True)
         ]
-        names = {"name": f"mixers.{self.quantity.name}", "model": self.model, "baseline": self.baseline}
+        names = {"name": self.quantity.name, "model": self.model, "baseline": self.baseline}
         return names | {"points": points, "exponent": self.exponent, "target": self.target, "met": self.met}
 
 

@@ -27,6 +27,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from app.benchmark.inference import BATCH_SIZES, CONTEXTS, inference
 from app.benchmark.mixers import SEQ_LENS, mixers
 from app.benchmark.results import Curve, Result
 from app.benchmark.timing import Ratio, Stopwatch, interleaved, nothing
@@ -221,12 +222,18 @@ def sparse_training(
 
 @dataclass(frozen=True)
 class BenchSettings:
-    """What the command line says of how to measure; `names` and `seq_lens` are of models, for `mixers`."""
+    """What the command line says of how to measure.
+
+    `names` are of models and `seq_lens` the lengths, None for the usual ones, for `mixers` and `inference`;
+    `batch_sizes` and `compile` are for the latter.
+    """
 
     repeats: int
     device: str
     names: Sequence[str] | None = None
-    seq_lens: Sequence[int] = SEQ_LENS
+    seq_lens: Sequence[int] | None = None
+    batch_sizes: Sequence[int] = BATCH_SIZES
+    compile: bool = False
     tell: Tell = nothing
 
 
@@ -256,12 +263,32 @@ class Survey:
 
     def num_steps(self, settings: BenchSettings) -> int:
         """How often `tell` hears of it: of training and of decoding at each length."""
-        return 2 * len(settings.seq_lens)
+        return 2 * len(settings.seq_lens or SEQ_LENS)
 
     def run(self, name: str, settings: BenchSettings) -> Sequence[Result | Curve]:
         """All curves."""
         s = settings
-        return self.measure(s.repeats, s.device, names=s.names, seq_lens=s.seq_lens, tell=s.tell)
+        return self.measure(s.repeats, s.device, names=s.names, seq_lens=s.seq_lens or SEQ_LENS, tell=s.tell)
+
+
+@dataclass(frozen=True)
+class Generation:
+    """Models set against the baseline in reading prompts and in writing, at several contexts and batch sizes."""
+
+    measure: Callable[..., Sequence[Curve]]
+
+    def num_steps(self, settings: BenchSettings) -> int:
+        """How often `tell` hears of it: of reading, writing and compiled writing, at each context and batch size."""
+        kinds = 3 if settings.compile else 2
+        return kinds * len(settings.seq_lens or CONTEXTS) * len(settings.batch_sizes)
+
+    def run(self, name: str, settings: BenchSettings) -> Sequence[Result | Curve]:
+        """All curves."""
+        s = settings
+        return self.measure(
+            s.repeats, s.device, names=s.names, seq_lens=s.seq_lens or CONTEXTS, batch_sizes=s.batch_sizes,
+            compile=s.compile, tell=s.tell,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -289,7 +316,7 @@ class Widths:
         return results
 
 
-BENCHMARKS: dict[str, Benchmark | Survey | Widths] = {
+BENCHMARKS: dict[str, Benchmark | Survey | Generation | Widths] = {
     "pattention": Benchmark("layer / its bare products and GELU", 1.25, pattention),
     "growth": Benchmark("growth event / training step", 3.0, growth),
     "lightning": Benchmark("Trainer's step / bare loop's step", 1.10, lightning),
@@ -298,4 +325,5 @@ BENCHMARKS: dict[str, Benchmark | Survey | Widths] = {
     "sparse_training": Benchmark("training, k 32 of m 2048 / dense", 1.0, sparse_training),
     "sparse_widths": Widths(),
     "mixers": Survey(mixers),
+    "inference": Generation(inference),
 }

@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from app.benchmark.timing import nothing
 from models.base import Batch, LanguageModel
+from models.layers import with_fixed_shapes
 from models.optim import build_optimizer, lr_scale
 
 VOCAB_SIZE = 128  # of random tokens, as many as a text in ASCII can have
@@ -55,24 +56,41 @@ class Stream:
     Args:
         model: The model, which is put into evaluation mode.
         device: Where it is.
+        batch_size: Sequences, which are read side by side.
+        compiled: Let forks read by a compiled step.
     """
 
     @torch.no_grad()
-    def __init__(self, model: LanguageModel, device: str) -> None:
-        self.model = model.eval()
-        self.state = model.init_state(1)
-        self.tokens = torch.randint(VOCAB_SIZE, (1024, 1), device=device).unbind()  # read over and over
+    def __init__(self, model: LanguageModel, device: str, batch_size: int = 1, compiled: bool = False) -> None:
+        self.model, self.batch_size, self.compiled = model.eval(), batch_size, compiled
+        self.step, self.state = model.step, model.init_state(batch_size)
+        self.tokens = torch.randint(VOCAB_SIZE, (1024, batch_size), device=device).unbind()  # read over and over
         self.position = 0
 
     @torch.no_grad()
     def read(self, count: int) -> None:
         """Read `count` more tokens."""
         for position in range(self.position, self.position + count):
-            _, self.state = self.model.step(self.tokens[position % len(self.tokens)], self.state)
+            _, self.state = self.step(self.tokens[position % len(self.tokens)], self.state)
         self.position += count
 
-    def fork(self) -> Stream:
-        """Another stream at the same place; reading it leaves this one as it is."""
+    @torch.no_grad()
+    def skip(self, count: int) -> None:
+        """Read `count` more tokens at once, the time of which is of no interest."""
+        positions = range(self.position, self.position + count)
+        if positions:
+            tokens_BT = torch.stack([self.tokens[position % len(self.tokens)] for position in positions], 1)
+            _, self.state = self.model.prefill(tokens_BT, self.state)
+        self.position += count
+
+    def fork(self, room: int = 0) -> Stream:
+        """Another stream at the same place; reading it leaves this one as it is.
+
+        With a compiled step it can read `room` more tokens.
+        """
         other = copy.copy(self)
         other.state = copy.deepcopy(self.state)
+        if self.compiled:
+            other.step = torch.compile(self.model.step)
+            other.state = with_fixed_shapes(other.state, self.position + room)
         return other

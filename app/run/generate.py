@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from app.cli.checks import at_least_one
-from app.machine import Device, find_device, has_compiler
+from app.machine import Device, check_compiler, find_device
 
 if TYPE_CHECKING:  # else torch is imported inside functions: `generate --help` answers at once
     from models.base import LanguageModel
@@ -53,8 +53,7 @@ def generate(
         compile: Compile the step from one character to the next, which pays for long texts; it takes a minute or so.
     """
     check_numbers(temperature, top_k, seed, num_samples=num_samples, max_new_tokens=max_new_tokens)
-    if compile and not has_compiler():
-        raise ValueError("--compile needs a C++ compiler such as g++, and none is here; install one, or leave it out")
+    check_compiler(compile)
     given = read_prompt(prompt, prompt_file)
     import torch
 

@@ -438,7 +438,7 @@ def test_a_compiled_step_writes_the_same_text(alone, monkeypatch):
     code, text, err = call(f"{line} --compile")
     assert (code, text) == (0, call(line).out)
     assert re.search(r"compiled in [\d.]+ s, text: 7 characters", err)
-    monkeypatch.setattr("app.run.generate.has_compiler", lambda: False)
+    monkeypatch.setattr("shutil.which", lambda name: None)
     assert_refused(call(f"{line} --compile"), "--compile needs a C++ compiler")
 
 

@@ -222,7 +222,7 @@ def test_bench_prints_and_writes_what_was_asked_for(fakes, tmp_path, capsys):
 
 def test_what_is_quick_is_all_but_what_takes_long():
     assert set(expand("all")) == set(get_args(Name))
-    assert set(expand("all")) - set(expand("quick")) == {"mixers", "sparse_widths"}
+    assert set(expand("all")) - set(expand("quick")) == {"inference", "mixers", "sparse_widths"}
     assert expand("loader") == ("loader",)
     assert expand(["loader", "growth", "loader"]) == ("loader", "growth")
 
@@ -238,8 +238,12 @@ def test_what_is_quick_is_all_but_what_takes_long():
         ({"models": []}, "--models is empty"),
         ({"seq_lens": [256, 0]}, "--seq_lens has 0"),
         ({"seq_lens": [16_385]}, "--seq_lens has 16385"),
-        ({"what": "loader", "models": ["Palm"]}, "--models is for mixers"),
-        ({"what": "quick", "seq_lens": [256]}, "--seq_lens is for mixers"),
+        ({"what": "loader", "models": ["Palm"]}, "--models is for mixers and inference"),
+        ({"what": "quick", "seq_lens": [256]}, "--seq_lens is for mixers and inference"),
+        ({"what": "mixers", "batch_sizes": [4]}, "--batch_sizes is for inference"),
+        ({"what": "mixers", "compile": True}, "--compile is for inference"),
+        ({"batch_sizes": [4, 0]}, "--batch_sizes is 0"),
+        ({"batch_sizes": [4, 4]}, "--batch_sizes .4, 4. names one twice"),
     ],
 )
 def test_mistakes_are_told_before_measuring(fakes, options, message):

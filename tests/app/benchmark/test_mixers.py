@@ -127,17 +127,17 @@ def test_the_baseline_is_always_there_and_lengths_are_in_order():
     assert mixers.chosen_models(["Palm", "Palm"]) == ("Transformer", "Palm")
     assert set(mixers.chosen_models(None)) == set(model_names())
     assert mixers.chosen_lengths([1024, 256, 1024]) == (256, 1024)
-    assert mixers.chosen_lengths(None) == mixers.SEQ_LENS
+    assert mixers.chosen_lengths(None) is None
 
 
 def test_all_models_are_measured_at_all_lengths():
     told = []
     curves = mixers.mixers(2, "cpu", seq_lens=(4, 8), tokens=8, budget=0, tell=told.append)
-    expected = {(quantity, name) for quantity in ("training", "decoding", "memory") for name in model_names()}
+    expected = {(f"mixers.{what}", name) for what in ("training", "decoding", "memory") for name in model_names()}
     assert {(curve.quantity.name, curve.model) for curve in curves} == expected
     for curve in curves:
         assert curve.seq_lens == (4, 8)
-        assert [len(values) for values in curve.values] == [1 if curve.quantity.name == "memory" else 2] * 2
+        assert [len(values) for values in curve.values] == [1 if curve.quantity.name == "mixers.memory" else 2] * 2
         assert all(value > 0 for values in curve.values for value in values)
         assert curve.model != "Transformer" or curve.ratios == [[1] * len(values) for values in curve.values]
     assert told == [f"{what} at T = {T}" for what in ("training steps", "decoding") for T in (4, 8)]
@@ -157,6 +157,10 @@ def test_every_round_decodes_from_the_same_place(monkeypatch):
         def read(self, count):
             read.append((self.position, count))
             super().read(count)
+
+        def skip(self, count):
+            read.append((self.position, count))
+            super().skip(count)
 
     streams = {"it": Watched(models.Transformer(vocab_size=mixers.VOCAB_SIZE, d_model=16), "cpu")}
     for start, seq_len in ((0, 10), (10, 100)):
