@@ -215,7 +215,7 @@ def test_help_names_the_choices_of_an_option():
     policies = ("'sqrt_n', 'ramped', 'frozen'", "'split', 'zero_keys'")
     for choice in ("'cosine', 'wsd', 'constant'", *policies, "'gelu_l2_norm'"):
         assert choice in out
-    assert "the comparison ('inhibited', 'plain', 'dense', default: 'inhibited')" in out  # a name that data has, too
+    assert "'plain', 'literal', 'dense', default: 'inhibited')" in out  # a name that data has, too
 
 
 @pytest.mark.parametrize("verb", FUNCTION_VERBS)
@@ -508,7 +508,7 @@ MISTAKES = {
     "TINY --model.positions none --model.rope_base 100": ("--model.rope_base 100", "--model.positions none"),
     "fit --model SparseRNN --data CharText --model.k 200 --model.state_width 64": ("--model.k 200", "state_width 64"),
     "fit --model PotatoLM --data CharText --model.chunk_size 0": ("--model.chunk_size is 0",),
-    "fit --model PotatoLM --data CharText --model.d_model 65 --model.num_heads 5": (
+    "fit --model PotatoLM --data CharText --model.d_model 65 --model.num_heads 5 --model.positions rotary": (
         "--model.d_model 65",
         "multiple of 2",
     ),
