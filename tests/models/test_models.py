@@ -135,7 +135,8 @@ PREFILLED = (
 
 @pytest.mark.parametrize("name", PREFILLED)
 @pytest.mark.parametrize("lengths", [(1, MIN_CACHE + 5), (9, 2, 5, 1)])
-def test_prefill_from_any_state_is_stepping(name, lengths):
+def test_prefill_from_any_state_is_stepping(name, lengths, monkeypatch):
+    monkeypatch.setattr("models.layers.QUERY_BLOCK", 4)
     model = built(name.split()[0], num_layers=2, **PREFILLED[name]).double()
     stepped, filled = model.init_state(3), model.init_state(3)
     with torch.no_grad():
