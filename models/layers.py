@@ -77,6 +77,11 @@ class Mixer(nn.Module, ABC):
         return y_BTD.squeeze(1), state
 
 
+def kept(x: Tensor) -> Tensor:
+    """A copy of what a state keeps of a larger tensor, which is freed; in memory it is as if it had been made alone."""
+    return x.clone(memory_format=torch.contiguous_format)
+
+
 def rms_norm(x: Tensor) -> Tensor:
     """Divide (..., D) by its root mean square, without parameters."""
     normed: Tensor = F.rms_norm(x, (x.size(-1),))

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from models.layers import Mixer, check_choice
+from models.layers import Mixer, check_choice, kept
 
 LocalMixingKind = Literal["none", "shift", "conv"]
 Delays = tuple[int, ...]
@@ -100,7 +100,7 @@ class LocalMixing(Mixer):
         for delay, tap_W in zip(self.delays, self.taps, strict=True):
             earlier_BTW = inputs_BSW[:, num_before - delay : num_inputs - delay]
             y_BTW = torch.addcmul(y_BTW, tap_W.to(x_BTW.dtype), earlier_BTW)
-        return y_BTW, inputs_BSW[:, -num_before:].clone()
+        return y_BTW, kept(inputs_BSW[:, -num_before:])
 
     def each(self, parts: Sequence[Tensor], state_BRW: Tensor | None) -> tuple[Sequence[Tensor], Any]:
         """`read` of the W channels in several parts, such as queries, keys and values, from the start not joined."""

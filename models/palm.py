@@ -32,6 +32,7 @@ from models.layers import (
     check_positive,
     init_input,
     init_output,
+    kept,
     norm_named,
     place,
     rotation_base,
@@ -231,7 +232,7 @@ class Block(Mixer):
         y_BTD = self.add_branches(x_BTD, normed, mixed)
         if state is None:
             return y_BTD, None
-        values, *weights = (sum_BTE[:, -1].clone() for sum_BTE in sums)
+        values, *weights = (kept(sum_BTE[:, -1]) for sum_BTE in sums)
         length = state.length + x_BTD.size(1)
         return y_BTD, RunningSums(values, weights[0] if weights else state.weights, recent, length)
 

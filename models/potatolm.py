@@ -31,6 +31,7 @@ from models.layers import (
     check_heads,
     check_positive,
     init_input,
+    kept,
     layer_norm,
     norm_named,
     rotary,
@@ -227,7 +228,7 @@ class PassTheCard(Mixer):
         cards = self.cards(writes)[:, before.size(1) :]
         y_BTD = x_BTD + self.answers(cards[:, :-1], own)
         if not self.carry_norm:
-            return y_BTD, CardState(cards[:, -1].clone(), state.local, recent, 0)
+            return y_BTD, CardState(kept(cards[:, -1]), state.local, recent, 0)
         place = (state.place + x_BTD.size(1) - 1) % self.chunk_size + 1
         card_BD, local_BD = writes[:, : -1 - place].sum(1), writes[:, -1 - place :].sum(1)
         return y_BTD, CardState(card_BD, local_BD, recent, place)

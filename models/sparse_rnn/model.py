@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.growth import GrowableModel
-from models.layers import Mixer, Norm, check_choice, check_positive, init_input, init_output, norm_named, rms_norm
+from models.layers import Mixer, Norm, check_choice, check_positive, init_input, init_output, kept, norm_named, rms_norm
 from models.local_mixing import LocalMixing, LocalMixingKind
 from models.scan import accumulation_dtype, full_precision
 from models.sparse_rnn.scan import DenseScan, Rule, SparseScan, gains, rms_scale, sparse_step
@@ -104,7 +104,7 @@ class SparseRecurrence(nn.Module):
                 y_TBM, b_BM = SparseScan.apply(  # type: ignore[no-untyped-call]
                     drive_TBM, x_BM, b_BM, rows_RM, self.k, self.ranked, window, *(rule or ())
                 )
-        return y_TBM.transpose(0, 1), (y_TBM[-1].clone(), b_BM)
+        return y_TBM.transpose(0, 1), (kept(y_TBM[-1]), b_BM)
 
     def init_state(self, batch_size: int) -> State:
         """The learned first stimulus, no inhibition."""

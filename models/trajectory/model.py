@@ -37,7 +37,7 @@ from torch import Tensor, nn
 
 from models.bags import gathered_sum
 from models.growth import GrowableModel
-from models.layers import Norm, check_heads, check_positive, init_input, init_output, norm_named, rms_norm
+from models.layers import Norm, check_heads, check_positive, init_input, init_output, kept, norm_named, rms_norm
 from models.local_mixing import LocalMixing, LocalMixingKind
 from models.scan import accumulation_dtype, full_precision
 from models.trajectory.index import EXTRA_ROWS, ContextIndex, Rows, new_ring, remember
@@ -173,7 +173,7 @@ class TrajectoryMemory(nn.Module):
         table = torch.cat((state.ring, value_BTD), 1)
         y_BTD = self.recalled(table, self.scores(z_BTD.flatten(0, 1)), rows).view_as(x_BTD).to(x_BTD.dtype)
         remember(state.ring, value_BTD, rows.start)
-        inputs_BRD = inputs_BTD[:, -1 - state.inputs.size(1) :].clone()[:, 1:]  # as `step` leaves them in memory
+        inputs_BRD = kept(inputs_BTD[:, -1 - state.inputs.size(1) :])[:, 1:]  # as `step` leaves them in memory
         return self.out(y_BTD) + (z_BTD - x_BTD), state._replace(inputs=inputs_BRD)
 
     def recalled(self, table: Tensor, score_NHC: Tensor, rows: Rows) -> Tensor:
