@@ -378,9 +378,9 @@ def test_the_headline_table_is_that_of_the_results():
     results = (ROOT / "RESULTS.md").read_text(encoding="utf-8")
     found = re.findall(r"^## Comparison: (\w+)\n(.*?)(?=^## )", results, re.M | re.S)
     sections = dict(reversed(found))  # the first of each task
-    measured = {task: {row[0]: row for row in rows(section, r"model \| width")} for task, section in sections.items()}
     (head,) = re.findall(r"^\| model \| (copying.*) \|$", README, re.M)
     tasks = [title.split(",")[0] for title in head.split(" | ")]
+    measured = {task: {row[0]: row for row in rows(sections[task], r"model \| width")} for task in tasks}
     ours = rows(README[: README.index("## Install")], "model")
     assert {name for name, *_ in ours} == set(measured["copying"])
     for name, *values in ours:
