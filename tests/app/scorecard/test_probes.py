@@ -134,7 +134,7 @@ def test_any_option_changes_the_fingerprint_but_not_the_vocabulary():
     assert candidates.fingerprint(record(spec, 6)) == first
     others = {
         "d_model": 64, "num_layers": 2, "num_heads": 4, "positions": "none", "rope_base": 10.0, "local_mixing": "shift",
-        "ffn_ratio": 2, "tie_embeddings": True, "dropout": 0.5, "compile": True,
+        "ffn_ratio": 2, "norm": "layer", "tie_embeddings": True, "dropout": 0.5, "compile": True,
     }  # fmt: skip
     assert others.keys() == signature(Transformer).parameters.keys() - {"vocab_size"}
     changed = [replace(spec, options=spec.options | {name: value}) for name, value in others.items()]
