@@ -19,7 +19,7 @@ import inspect
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Literal, cast
 
 import lightning as L
 import torch
@@ -112,11 +112,11 @@ class LanguageModel(L.LightningModule):
         """The layers in the order of their application; one that is shared comes repeatedly."""
         return [cast(Layer, layer) for layer in self.layers]
 
-    def features(self, tokens_BT: Tensor) -> Tensor:
-        """Tokens (B, T) -> normalised features (B, T, D) that the head reads."""
+    def features(self, tokens_BT: Tensor, *shared: Any) -> Tensor:
+        """Tokens (B, T) -> normalised features (B, T, D) that the head reads; all layers are given what is `shared`."""
         x_BTD = F.dropout(rms_norm(self.embed(tokens_BT)), self.dropout, self.training)
         for layer in self.depth():
-            x_BTD = layer(x_BTD)
+            x_BTD = layer(x_BTD, *shared)
         return self.norm(x_BTD)
 
     def forward(self, tokens_BT: Tensor) -> Tensor:
@@ -127,24 +127,28 @@ class LanguageModel(L.LightningModule):
         """The streaming state before the first token, one entry for each application of a layer."""
         return [layer.init_state(batch_size) for layer in self.depth()]
 
-    def prefill(self, tokens_BT: Tensor, state: list[Any]) -> tuple[Tensor, list[Any]]:
+    def _streamed(
+        self, form: Literal["prefill", "step"], tokens: Tensor, state: list[Any], shared: tuple[Any, ...]
+    ) -> tuple[Tensor, list[Any]]:
+        """Tokens (B, T) or (B,) through all layers, in this form of theirs -> (..., D) and the next state."""
+        x, next_state = rms_norm(self.embed(tokens)), []
+        for layer, layer_state in zip(self.depth(), state, strict=True):
+            x, layer_state = getattr(layer, form)(x, layer_state, *shared)
+            next_state.append(layer_state)
+        return self.norm(x if form == "step" else x[:, -1]), next_state
+
+    def prefill(self, tokens_BT: Tensor, state: list[Any], *shared: Any) -> tuple[Tensor, list[Any]]:
         """Tokens (B, T), T >= 1, and the state -> logits (B, V) of the last position and the next state.
 
         It is what T calls of `step` give, from any state on, in the time of `forward`.
         """
-        x_BTD, next_state = rms_norm(self.embed(tokens_BT)), []
-        for layer, layer_state in zip(self.depth(), state, strict=True):
-            x_BTD, layer_state = layer.prefill(x_BTD, layer_state)
-            next_state.append(layer_state)
-        return self.head(self.norm(x_BTD[:, -1])), next_state
+        features_BD, next_state = self._streamed("prefill", tokens_BT, state, shared)
+        return self.head(features_BD), next_state
 
-    def step(self, token_B: Tensor, state: list[Any]) -> tuple[Tensor, list[Any]]:
+    def step(self, token_B: Tensor, state: list[Any], *shared: Any) -> tuple[Tensor, list[Any]]:
         """One token (B,) and the state -> logits (B, V) and the next state; equal to `forward` at that position."""
-        x_BD, next_state = rms_norm(self.embed(token_B)), []
-        for layer, layer_state in zip(self.depth(), state, strict=True):
-            x_BD, layer_state = layer.step(x_BD, layer_state)
-            next_state.append(layer_state)
-        return self.head(self.norm(x_BD)), next_state
+        features_BD, next_state = self._streamed("step", token_B, state, shared)
+        return self.head(features_BD), next_state
 
     @torch.no_grad()
     def stream(

@@ -32,18 +32,21 @@ QK_GAIN = 2.9
 
 
 class Layer(Protocol):
-    """The mixer contract: a causal map over time and its streaming form, which equals it."""
+    """The mixer contract: a causal map over time and its streaming form, which equals it.
 
-    def __call__(self, x_BTD: Tensor) -> Tensor:
+    What is shared comes from a model that gives its layers something besides, as TrajectoryLM its links.
+    """
+
+    def __call__(self, x_BTD: Tensor, *shared: Any) -> Tensor:
         """All positions at once."""
 
     def init_state(self, batch_size: int) -> Any:
         """State before the first token."""
 
-    def prefill(self, x_BTD: Tensor, state: Any) -> tuple[Tensor, Any]:
+    def prefill(self, x_BTD: Tensor, state: Any, *shared: Any) -> tuple[Tensor, Any]:
         """Several positions at once, after those that the state has seen."""
 
-    def step(self, x_BD: Tensor, state: Any) -> tuple[Tensor, Any]:
+    def step(self, x_BD: Tensor, state: Any, *shared: Any) -> tuple[Tensor, Any]:
         """One position."""
 
     def flops_per_token(self, seq_len: int) -> int:

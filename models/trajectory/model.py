@@ -37,7 +37,7 @@ from torch import Tensor, nn
 
 from models.bags import gathered_sum
 from models.growth import GrowableModel
-from models.layers import Norm, check_heads, check_positive, init_input, init_output, kept, norm_named, rms_norm
+from models.layers import Norm, check_heads, check_positive, init_input, init_output, kept, norm_named
 from models.local_mixing import LocalMixing, LocalMixingKind
 from models.scan import accumulation_dtype, full_precision
 from models.trajectory.index import EXTRA_ROWS, ContextIndex, Rows, new_ring, remember
@@ -323,35 +323,25 @@ class TrajectoryLM(GrowableModel):
         self.index = index
         self.save_hyperparameters(logger=False)
 
-    def features(self, tokens_BT: Tensor) -> Tensor:
+    def features(self, tokens_BT: Tensor, *shared: Any) -> Tensor:
         """Tokens (B, T) -> normalised features (B, T, D) that the head reads; the links are found on the way."""
-        links = self.index(tokens_BT)
-        x_BTD = F.dropout(rms_norm(self.embed(tokens_BT)), self.dropout, self.training)
-        for layer in self.layers:
-            x_BTD = layer(x_BTD, links)
-        return self.norm(x_BTD)
+        return super().features(tokens_BT, self.index(tokens_BT), *shared)
 
     def init_state(self, batch_size: int) -> list[Any]:
         """The index, and the state of each layer."""
         return [self.index.init_state(batch_size), *super().init_state(batch_size)]
 
-    def step(self, token_B: Tensor, state: list[Any]) -> tuple[Tensor, list[Any]]:
+    def step(self, token_B: Tensor, state: list[Any], *shared: Any) -> tuple[Tensor, list[Any]]:
         """One token (B,) and the state -> logits (B, V) and the next state; equal to `forward` at that position."""
         rows, index = self.index.step(token_B, state[0])
-        x_BD, next_state = rms_norm(self.embed(token_B)), [cast(Any, index)]
-        for layer, layer_state in zip(self.layers, state[1:], strict=True):
-            x_BD, layer_state = cast(Block, layer).step(x_BD, layer_state, rows)
-            next_state.append(layer_state)
-        return self.head(self.norm(x_BD)), next_state
+        logits_BV, layers = super().step(token_B, state[1:], rows, *shared)
+        return logits_BV, [index, *layers]
 
-    def prefill(self, tokens_BT: Tensor, state: list[Any]) -> tuple[Tensor, list[Any]]:
+    def prefill(self, tokens_BT: Tensor, state: list[Any], *shared: Any) -> tuple[Tensor, list[Any]]:
         """`step` for many tokens (B, T) at once: the last one's logits (B, V), and the next state."""
         rows, index = self.index.prefill(tokens_BT, state[0])
-        x_BTD, next_state = rms_norm(self.embed(tokens_BT)), [cast(Any, index)]
-        for layer, layer_state in zip(self.layers, state[1:], strict=True):
-            x_BTD, layer_state = cast(Block, layer).prefill(x_BTD, layer_state, rows)
-            next_state.append(layer_state)
-        return self.head(self.norm(x_BTD[:, -1])), next_state
+        logits_BV, layers = super().prefill(tokens_BT, state[1:], rows, *shared)
+        return logits_BV, [index, *layers]
 
     def state_bytes(self, seq_len: int) -> int:
         """Bytes of one sequence's streaming state, whatever its length: the index, and what each layer keeps."""
