@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from rich import get_console
 
 from datamodules.locks import alone
-from datamodules.texts import Text, characters
+from datamodules.texts import Text, characters, digested
 
 SMALL = 1 << 23  # bytes of files below which a text is encoded at each start
 TRAIN_PERCENT = 90  # of every text, from its begin on
@@ -273,7 +273,7 @@ def older_encoding(text: Text, now: Stamp, files: Sequence[Path]) -> Path | None
         return None
     digest = hashlib.sha256()
     for document in text.documents:
-        for piece in document.read():
-            digest.update(piece)
+        for _ in digested(document.read(), digest):
+            pass
     check_unchanged(text, now)
     return known.get(digest.hexdigest())

@@ -134,14 +134,14 @@ class ContextIndex(nn.Module):
     def init_state(self, batch_size: int) -> Index:
         """Nothing has been read."""
         B, L, M, H, device = batch_size, len(self.spans), self.memory_len, self.num_heads, self.span.device
-        row_BMH = torch.arange(B * (M + EXTRA_ROWS) * H, device=device).view(B, -1, H)
+        sequence_B11 = torch.arange(B, device=device).view(-1, 1, 1)
         return Index(
             addresses=torch.zeros(B, 1 + max(self.spans), dtype=torch.int64, device=device),
             slots=torch.full((B * L * M, self.num_matches), EMPTY, device=device),
             length=0,
             first_slot=M * torch.arange(B * L, device=device).view(B, L),
             front=torch.tensor([M + OPENING, *range(M, M + OPENING)], device=device).repeat(B, 1),
-            first_row=row_BMH[:, 0, :, None].clone(),
+            first_row=H * (M + EXTRA_ROWS) * sequence_B11 + torch.arange(H, device=device).unsqueeze(1),
             offsets=(1 + OPENING + L * self.num_matches) * torch.arange(B * H, device=device),
         )
 

@@ -30,8 +30,8 @@ class Links(NamedTuple):
 
     source: rows of what is recalled, int64 (N H, A + C), -1 for none: first the sequence's opening, then the position
     after each candidate. readers[r, c] = n where source[n, A + c] = r, int64 (N H, C): a position is the k-th latest of
-    at most one later position, so that gradients are gathered, too. missing: which candidates of a
-    place there are not, (N, 1, C).
+    at most one later position, so that gradients are gathered, too. missing: which candidates of a place there are not,
+    (N, 1, C).
     """
 
     source: Tensor

@@ -23,19 +23,20 @@ class _LinkedSum(torch.autograd.Function):
     def forward(ctx: Any, weight_NHC: Tensor, value_BTD: Tensor, *links: Tensor) -> Tensor:
         """Weights (N, H, A + C), values, links of the heads -> (B, T, D)."""
         source, readers = links
-        weight_PC, table_PV = weight_NHC.flatten(0, 1), value_BTD.view(len(source), -1)  # P = N H
-        ctx.save_for_backward(weight_PC, table_PV, source, readers)
+        row, weight_PC = source.clamp(min=0), weight_NHC.flatten(0, 1)  # P = N H
+        table_PV = value_BTD.view(len(row), -1)
+        ctx.save_for_backward(weight_PC, table_PV, row, readers)
         ctx.shape = value_BTD.shape
-        return gathered_sum(weight_PC, table_PV, source.clamp(min=0)).view_as(value_BTD)
+        return gathered_sum(weight_PC, table_PV, row).view_as(value_BTD)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
         """Gradients of all but the links."""
-        weight_PC, table_PV, source, readers = ctx.saved_tensors
+        weight_PC, table_PV, row, readers = ctx.saved_tensors
         B, T, _ = ctx.shape
-        grad_PV, reader = gradients[0].reshape(len(source), -1), readers.clamp(min=0)
-        grad_weight = gathered_dot(grad_PV, table_PV, source.clamp(min=0))
+        grad_PV, reader = gradients[0].reshape(len(row), -1), readers.clamp(min=0)
+        grad_weight = gathered_dot(grad_PV, table_PV, row)
         place = reader * weight_PC.size(1) + torch.arange(OPENING, weight_PC.size(1), device=reader.device)
         grad_BTD = gathered_sum(weight_PC.take(place) * (readers >= 0), grad_PV, reader).view(ctx.shape)
         for a, weight_P in enumerate(weight_PC[:, :OPENING].unbind(1)):  # read by all places from there on
