@@ -13,7 +13,7 @@ PYTHON ?= $(shell for candidate in python3 python3.14 python3.13 python3.12 pyth
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test chaos format clean
+.PHONY: help demo test chaos gpu format clean
 
 help:  ## List the targets
 	@echo "Usage: make TARGET"
@@ -30,6 +30,9 @@ test: $(STAMP)  ## Lint, check types and run all tests
 
 chaos: $(STAMP)  ## Kill, stop and resume a hundred random runs: about 20 minutes
 	$(BIN)/python tests/chaos.py --runs 100 --seed 1
+
+gpu: $(STAMP)  ## Try everything on this machine's GPUs, and leave a table in results/: ten minutes
+	@$(BIN)/python -m app gpu
 
 format: $(STAMP)  ## Format the code and fix what ruff can fix
 	$(BIN)/ruff format .

@@ -28,6 +28,7 @@ FUNCTION_VERBS = {
     "scaling": "fit scaling laws to finished runs, with intervals and forecasts",
     "growth-study": "measure what growing saves against training from scratch, at equal total FLOPs",
     "report": "write Markdown with figures from studies",
+    "gpu": "try on a GPU all that is done there, against the CPU, in one table",
     "demo": "train, grow and read a small TokenFormer on real text, in minutes",
 }
 FUNCTIONS = {  # where the function of a verb is, "module:name"
@@ -40,6 +41,7 @@ FUNCTIONS = {  # where the function of a verb is, "module:name"
     "scaling": "app.scaling.command:scaling",
     "growth-study": "app.growth_study.command:growth_study",
     "report": "app.report.command:report",
+    "gpu": "app.gpu.command:gpu",
     "demo": "app.run.demo:demo",
 }
 

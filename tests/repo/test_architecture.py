@@ -25,6 +25,7 @@ ROOMS = {  # of app, and which others each may import
     **dict.fromkeys(STUDIES, GROUND | {"study"}),
     "scorecard": GROUND | {"benchmark", "study"},
     "report": GROUND | {"study"} | STUDIES,
+    "gpu": GROUND | {"benchmark"},
     "__main__": GROUND,  # it names the functions of verbs, and imports one when its verb is called
 }
 MAX_FILES = 10  # of a folder of app
