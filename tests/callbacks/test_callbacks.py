@@ -186,7 +186,7 @@ def points_without_time(folder):
         if "milliseconds" in tag:
             assert sorted(places) == places
             places = [value for _, value in places]
-        if not tag.startswith("perf/") and tag != "hp/seconds":
+        if not tag.startswith("perf/") and tag != "by-run/seconds":
             points[tag] = places
     return points
 
@@ -505,7 +505,7 @@ def test_hyper_parameters_are_logged_once_with_the_final_quality(tmp_path):
     ]
     assert len(starts) == 1
     final = read_record(tmp_path / "record.json")["final"]
-    assert scalars(tmp_path)["hp/bits_per_char"][-1][1] == pytest.approx(final["val/bits_per_char"], abs=1e-4)
+    assert scalars(tmp_path)["by-run/bits_per_char"][-1][1] == pytest.approx(final["val/bits_per_char"], abs=1e-4)
     assert "hp_metric" not in scalars(tmp_path)
 
 
@@ -522,7 +522,7 @@ def test_hyper_parameters_are_all_options_of_the_run(tmp_path):
         "accumulate_grad_batches": 2, "max_steps": 4,
     }  # fmt: skip
     assert {name: values.get(name) for name in expected} == expected
-    assert scalars(tmp_path)["hp/growths"] == [(4, 1)]
+    assert scalars(tmp_path)["by-run/growths"] == [(4, 1)]
     tags = [value.tag for value in event_values(file)]
     assert "_hparams_/experiment" not in tags  # of which TensorBoard would take the first run's for all
 
