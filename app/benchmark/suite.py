@@ -257,38 +257,41 @@ class Benchmark:
 
 @dataclass(frozen=True)
 class Survey:
-    """Models set against the baseline at several lengths, by the function that measures their curves."""
+    """Models set against the baseline at several lengths, by the function that measures their curves.
+
+    Args:
+        measure: The function, which takes `options` besides those that all such functions take.
+        seq_lens: The usual lengths.
+        kinds: How many things it measures at each length, of which `tell` hears.
+        options: Names of further settings that it takes.
+    """
 
     measure: Callable[..., Sequence[Curve]]
+    seq_lens: Sequence[int]
+    kinds: Callable[[BenchSettings], int]
+    options: tuple[str, ...] = ()
 
     def num_steps(self, settings: BenchSettings) -> int:
-        """How often `tell` hears of it: of training and of decoding at each length."""
-        return 2 * len(settings.seq_lens or SEQ_LENS)
+        """How often `tell` hears of it."""
+        return self.kinds(settings) * len(settings.seq_lens or self.seq_lens)
 
     def run(self, name: str, settings: BenchSettings) -> Sequence[Result | Curve]:
         """All curves."""
         s = settings
-        return self.measure(s.repeats, s.device, names=s.names, seq_lens=s.seq_lens or SEQ_LENS, tell=s.tell)
-
-
-@dataclass(frozen=True)
-class Generation:
-    """Models set against the baseline in reading prompts and in writing, at several contexts and batch sizes."""
-
-    measure: Callable[..., Sequence[Curve]]
-
-    def num_steps(self, settings: BenchSettings) -> int:
-        """How often `tell` hears of it: of reading, writing and compiled writing, at each context and batch size."""
-        kinds = 3 if settings.compile else 2
-        return kinds * len(settings.seq_lens or CONTEXTS) * len(settings.batch_sizes)
-
-    def run(self, name: str, settings: BenchSettings) -> Sequence[Result | Curve]:
-        """All curves."""
-        s = settings
+        more = {option: getattr(s, option) for option in self.options}
         return self.measure(
-            s.repeats, s.device, names=s.names, seq_lens=s.seq_lens or CONTEXTS, batch_sizes=s.batch_sizes,
-            compile=s.compile, tell=s.tell,
-        )  # fmt: skip
+            s.repeats, s.device, names=s.names, seq_lens=s.seq_lens or self.seq_lens, tell=s.tell, **more
+        )
+
+
+def training_and_decoding(settings: BenchSettings) -> int:
+    """Kinds of measurements of `mixers`."""
+    return 2
+
+
+def reading_and_writing(settings: BenchSettings) -> int:
+    """Kinds of measurements of `inference`: reading, writing and perhaps compiled writing, for each batch size."""
+    return (3 if settings.compile else 2) * len(settings.batch_sizes)
 
 
 @dataclass(frozen=True)
@@ -316,7 +319,7 @@ class Widths:
         return results
 
 
-BENCHMARKS: dict[str, Benchmark | Survey | Generation | Widths] = {
+BENCHMARKS: dict[str, Benchmark | Survey | Widths] = {
     "pattention": Benchmark("layer / its bare products and GELU", 1.25, pattention),
     "growth": Benchmark("growth event / training step", 3.0, growth),
     "lightning": Benchmark("Trainer's step / bare loop's step", 1.10, lightning),
@@ -324,6 +327,6 @@ BENCHMARKS: dict[str, Benchmark | Survey | Generation | Widths] = {
     "sparse": Benchmark("16 steps, k 32 of m 2048 / dense", 0.2, sparse),
     "sparse_training": Benchmark("training, k 32 of m 2048 / dense", 1.0, sparse_training),
     "sparse_widths": Widths(),
-    "mixers": Survey(mixers),
-    "inference": Generation(inference),
+    "mixers": Survey(mixers, SEQ_LENS, training_and_decoding),
+    "inference": Survey(inference, CONTEXTS, reading_and_writing, ("batch_sizes", "compile")),
 }
