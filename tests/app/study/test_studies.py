@@ -5,7 +5,10 @@ import json
 import re
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -218,32 +221,58 @@ def test_two_processes_do_not_work_in_one_folder(tmp_path):
 # compare --------------------------------------------------------------------------------------------------------------
 
 
-def test_a_comparison_is_killed_goes_on_and_is_reported(presets, tmp_path, capsys):
-    out = tmp_path / "study"
+class Comparison(NamedTuple):
+    """One that was killed and went on to its end.
+
+    out: its folder. left: the commands that it said were left when it had been killed. ends: when the record of the run
+    that was finished by then was written, before and after it went on.
+    """
+
+    out: Path
+    left: str
+    ends: tuple[int, int]
+
+    @property
+    def study(self) -> Study:
+        return read_study(self.out / "study.json")
+
+
+def quietly(*args) -> str:
+    """What a command prints that succeeds."""
+    with redirect_stdout(StringIO()) as out, redirect_stderr(StringIO()) as err:
+        assert (main([str(arg) for arg in args]), err.getvalue()) == (0, "")
+    return out.getvalue()
+
+
+@pytest.fixture(scope="module")
+def finished(presets, tmp_path_factory) -> Comparison:
+    folder = tmp_path_factory.mktemp("finished")
+    out = folder / "study"
     command = [sys.executable, "-m", "app", *map(str, search(presets, out, "--workers", 1))]
-    with (tmp_path / OUTPUT).open("w") as output:  # a study's own processes are not to be forked from this one's
+    with (folder / OUTPUT).open("w") as output:  # a study's own processes are not to be forked from this one's
         process = subprocess.Popen(command, cwd=ROOT, stdout=output)
-    wait_for("1/6 text-Transformer-1.28k-t0-r1: loss ", tmp_path)
-    assert (tmp_path / OUTPUT).read_text().startswith(f"compare: 10 runs in {out}\n")
+    wait_for("1/6 text-Transformer-1.28k-t0-r1: loss ", folder)
+    assert (folder / OUTPUT).read_text().startswith(f"compare: 10 runs in {out}\n")
     process.terminate()
     assert process.wait(60) == 143
     done = out / "text-Transformer-1.28k-t0-r1" / "record.json"
-    before = done.stat().st_mtime_ns
+    before, left = done.stat().st_mtime_ns, quietly(*search(presets, out, "--print_commands"))
+    quietly(*search(presets, out, "--workers", 2))
+    return Comparison(out, left, (before, done.stat().st_mtime_ns))
 
-    code, printed, _ = call(capsys, *search(presets, out, "--print_commands"))
-    assert code == 0
-    assert printed.count("python -m app fit") == 5
-    assert "python -m app test" not in printed  # which is not for choosing
-    assert "-r2" not in printed  # of what the first rung has not decided yet
 
-    code, printed, err = call(capsys, *search(presets, out, "--workers", 2))
-    assert (code, err) == (0, "")
-    assert done.stat().st_mtime_ns == before
-    study = read_study(out / "study.json")
-    assert len(study.records) == len(study.plan) == 12
-    study.save(tmp_path)  # the file alone, as it is kept when the runs are thrown away
-    code, printed, _ = call(capsys, *search(presets, tmp_path, "--print_commands"))
-    assert (code, printed.strip()) == (0, "")
+def test_a_comparison_that_was_killed_goes_on_with_what_is_left(presets, finished, tmp_path):
+    assert finished.left.count("python -m app fit") == 5
+    assert "python -m app test" not in finished.left  # which is not for choosing
+    assert "-r2" not in finished.left  # of what the first rung has not decided yet
+    assert finished.ends[0] == finished.ends[1]
+    assert len(finished.study.records) == len(finished.study.plan) == 12
+    finished.study.save(tmp_path)  # the file alone, as it is kept when the runs are thrown away
+    assert quietly(*search(presets, tmp_path, "--print_commands")).strip() == ""
+
+
+def test_a_search_takes_the_best_of_each_rung_and_measures_with_other_seeds(finished):
+    study = finished.study
     measured = [run for run in study.runs() if "rung" not in run.labels]
     assert study.findings["chosen"] == [run.name for run in measured]
     assert {run.labels["seed"] for run in measured} == {1}
@@ -256,32 +285,36 @@ def test_a_comparison_is_killed_goes_on_and_is_reported(presets, tmp_path, capsy
         best = sorted(study.runs(model=model, rung=1), key=lambda run: run.record["final"]["val/loss"])[:kept]
         last = study.runs(model=model, rung=2)
         assert [run.labels["trial"] for run in last] == [run.labels["trial"] for run in best]
-    rows = list(csv.DictReader((out / "compare.csv").open()))
-    for row in study.findings["rows"]:
+
+
+def test_a_comparison_leaves_a_table_a_page_and_its_answer_in_tensorboard(finished):
+    rows = list(csv.DictReader((finished.out / "compare.csv").open()))
+    for row in finished.study.findings["rows"]:
         ours = [float(r["test/bits_per_char"]) for r in rows if r["model"] == row["model"] and r["chosen"] == "True"]
         assert row["values"][""] == pytest.approx(ours)
         assert row["search"]["trials"] == 3
-    text = (out / "compare.md").read_text()
+    text = (finished.out / "compare.md").read_text()
     assert "| model | trials | lr x | chosen | remarks |" in text
     assert " T=64 | T=256 |" in text
-    assert_answer_in_tensorboard(out, {"answer/study-text"}, "| model | trials | lr x | chosen | remarks |")
+    assert_answer_in_tensorboard(finished.out, {"answer/study-text"}, "| model | trials | lr x | chosen | remarks |")
 
-    before = (out / "study.json").read_bytes()
-    code, printed, _ = call(capsys, *search(presets, out))
-    assert code == 0
-    assert not re.search(r"^\d+/\d+ ", printed, re.M)
-    assert (out / "study.json").read_bytes().split(b"\n", 1)[1] == before.split(b"\n", 1)[1]
 
-    code, printed, _ = call(capsys, "report", out, "--out", tmp_path / "RESULTS.md")
-    assert code == 0
-    text = (tmp_path / "RESULTS.md").read_text()
-    for row in study.findings["rows"]:
+def test_a_comparison_is_reported(finished, tmp_path):
+    results = tmp_path / "RESULTS.md"
+    quietly("report", finished.out, "--out", results)
+    text = results.read_text()
+    for row in finished.study.findings["rows"]:
         assert f"| {spread(row['values'][''])} |" in text
     assert (tmp_path / "results" / "study-text.png").read_bytes().startswith(b"\x89PNG")
-    assert call(capsys, "report", out, "--out", tmp_path / "RESULTS.md")[0] == 0
-    assert (tmp_path / "RESULTS.md").read_text() == text
+    quietly("report", finished.out, "--out", results)
+    assert results.read_text() == text
 
-    code, _, err = call(capsys, *search(presets, out, "--validations", "1"))
+
+def test_a_finished_comparison_trains_nothing_again_and_refuses_other_options(presets, finished, capsys):
+    before = (finished.out / "study.json").read_bytes()
+    assert not re.search(r"^\d+/\d+ ", quietly(*search(presets, finished.out)), re.M)
+    assert (finished.out / "study.json").read_bytes().split(b"\n", 1)[1] == before.split(b"\n", 1)[1]
+    code, _, err = call(capsys, *search(presets, finished.out, "--validations", "1"))
     assert code == 2
     assert "with other options" in err
 
