@@ -16,12 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.layers import check_positive
 from models.scan import accumulation_dtype
 from models.trajectory.links import (
     OPENING,
     PRIME,
     RADIX,
+    Candidates,
     Links,
     Sorted,
     coincidences,
@@ -33,7 +33,6 @@ from models.trajectory.links import (
     sort_by_slot,
 )
 
-MAX_SPAN = 4096  # tokens that a context can name; the streaming state keeps as many addresses
 KEY = 2**31  # times an address, plus a position's number, is a slot's entry: tells both in one number
 EMPTY = -(2**62)  # an entry that is none: less than any address can make
 EXTRA_ROWS = OPENING + 2  # of a ring, behind those of the latest positions: the opening, zeros, and one never read
@@ -101,53 +100,39 @@ def remember(ring_BMD: Tensor, x_BTD: Tensor, start: int | Tensor) -> None:
 
 
 class ContextIndex(nn.Module):
-    """Tokens (B, T) -> the links that all layers read along.
-
-    Args:
-        spans: Numbers of tokens that a context consists of.
-        num_matches: Latest positions that a slot keeps.
-        memory_len: Positions back to which there are links, and slots of a span.
-        num_heads: Heads whose rows the links are of.
-    """
+    """Tokens (B, T) -> the links that all layers read along, to these candidates."""
 
     span: Tensor
 
-    def __init__(self, spans: tuple[int, ...], num_matches: int, memory_len: int, num_heads: int) -> None:
+    def __init__(self, candidates: Candidates) -> None:
         super().__init__()
-        check_positive(num_matches=num_matches)
-        if not spans or min(spans) < 1 or max(spans) > MAX_SPAN or len(set(spans)) < len(spans):
-            raise ValueError(
-                f"--model.spans is {list(spans)}; it needs different numbers of tokens from 1 to {MAX_SPAN}"
-            )
-        if not 1 <= memory_len <= PRIME:
-            raise ValueError(f"--model.memory_len is {memory_len}; it must be 1 to {PRIME}")
-        self.spans, self.num_matches, self.memory_len = tuple(spans), num_matches, memory_len
-        self.num_heads = num_heads
-        self.register_buffer("span", torch.tensor(self.spans), persistent=False)
+        self.candidates = candidates
+        self.register_buffer("span", torch.tensor(candidates.spans), persistent=False)
 
     @torch.no_grad()
     def forward(self, token_BT: Tensor) -> Links:
         """Links of whole sequences."""
-        address_BTL = context_addresses(token_BT, self.spans)
-        return coincidences(address_BTL, self.memory_len, self.num_matches, self.num_heads)
+        c = self.candidates
+        return coincidences(context_addresses(token_BT, c.spans), c.memory_len, c.num_matches, c.num_heads)
 
     def init_state(self, batch_size: int) -> Index:
         """Nothing has been read."""
-        B, L, M, H, device = batch_size, len(self.spans), self.memory_len, self.num_heads, self.span.device
+        c, B, device = self.candidates, batch_size, self.span.device
+        L, M, H = len(c.spans), c.memory_len, c.num_heads
         sequence_B11 = torch.arange(B, device=device).view(-1, 1, 1)
         return Index(
-            addresses=torch.zeros(B, 1 + max(self.spans), dtype=torch.int64, device=device),
-            slots=torch.full((B * L * M, self.num_matches), EMPTY, device=device),
+            addresses=torch.zeros(B, 1 + max(c.spans), dtype=torch.int64, device=device),
+            slots=torch.full((B * L * M, c.num_matches), EMPTY, device=device),
             length=0,
             first_slot=M * torch.arange(B * L, device=device).view(B, L),
             front=torch.tensor([M + OPENING, *range(M, M + OPENING)], device=device).repeat(B, 1),
             first_row=H * (M + EXTRA_ROWS) * sequence_B11 + torch.arange(H, device=device).unsqueeze(1),
-            offsets=(1 + OPENING + L * self.num_matches) * torch.arange(B * H, device=device),
+            offsets=(1 + OPENING + c.number) * torch.arange(B * H, device=device),
         )
 
     def step(self, token_B: Tensor, index: Index) -> tuple[Rows, Index]:
         """Look up the contexts that end in these tokens, and take them into the index; the one given is used up."""
-        now, M, B = index.length, self.memory_len, len(token_B)
+        now, M, B = index.length, self.candidates.memory_len, len(token_B)
         address_BP = longer_contexts(token_B, index.addresses)
         address_BL = address_BP.index_select(1, self.span)
         slot_N, key_N1 = (address_BL % M + index.first_slot).view(-1), (address_BL * KEY).view(-1, 1)
@@ -156,14 +141,15 @@ class ContextIndex(nn.Module):
         next_BC = (met_NK - key_N1).view(B, -1)  # far below zero or above 2^31 where the address is another one
         missing_BC = (next_BC <= now - M) | (next_BC > now)  # further back than M positions the rings have no values
         row_BC = torch.cat((index.front, next_BC % M), 1)
-        source_NC = (self.num_heads * row_BC.unsqueeze(1) + index.first_row).flatten(0, 1)
+        source_NC = (self.candidates.num_heads * row_BC.unsqueeze(1) + index.first_row).flatten(0, 1)
         rows = Rows(source_NC, missing_BC.unsqueeze(1), index.offsets, now)
         return rows, index._replace(addresses=address_BP, length=now + 1)
 
     def prefill(self, token_BT: Tensor, index: Index) -> tuple[Rows, Index]:
         """`step` for many tokens at once."""
-        (B, T), P, start = token_BT.shape, max(self.spans), int(index.length)
-        address_BTL = context_addresses(token_BT, self.spans)  # the first of them reach back
+        c, (B, T), start = self.candidates, token_BT.shape, int(index.length)
+        P = max(c.spans)
+        address_BTL = context_addresses(token_BT, c.spans)  # the first of them reach back
         address_BP = index.addresses
         for t in range(min(T, P)):
             address_BP = longer_contexts(token_BT[:, t], address_BP)
@@ -171,11 +157,11 @@ class ContextIndex(nn.Module):
         for t in range(max(T - P, P), T):
             address_BP = longer_contexts(token_BT[:, t], address_BP)
         contexts = self.contexts(address_BTL, index.slots, start)
-        earlier_SK, _ = neighbours(contexts, self.num_matches, self.memory_len)
+        (earlier_SK,) = neighbours(contexts, c.num_matches, c.memory_len, later=False)
         next_BTC = 1 + earlier_SK[len(earlier_SK) - address_BTL.numel() :].view(B, T, -1)
-        slot_U, latest_UK = latest(contexts, self.num_matches)
+        slot_U, latest_UK = latest(contexts, c.num_matches)
         index.slots[slot_U] = latest_UK
-        source_NC = rows_of_heads(joined_rows(next_BTC, start, self.memory_len), self.num_heads)
+        source_NC = rows_of_heads(joined_rows(next_BTC, start, c.memory_len), c.num_heads)
         rows = Rows(source_NC, (next_BTC == 0).flatten(0, 1).unsqueeze(1), None, start)
         return rows, index._replace(addresses=address_BP, length=index.length + T)
 
@@ -183,21 +169,21 @@ class ContextIndex(nn.Module):
         """New contexts, of which the first position is `start`, and before them what their slots keep, by slot."""
         B, T, L = address_BTL.shape
         time_T11 = torch.arange(start, start + T, device=address_BTL.device).view(-1, 1, 1)
-        slot_S, time_S = slots(address_BTL, self.memory_len).flatten(), time_T11.expand(B, T, 1, L).flatten()
+        slot_S, time_S = slots(address_BTL, self.candidates.memory_len).flatten(), time_T11.expand(B, T, 1, L).flatten()
         address_S = address_BTL.flatten()
         if start:
             slot_U = slot_S.unique()
             met_S = met_NK[slot_U].flip(1).flatten()
-            slot_S = torch.cat((slot_U.repeat_interleave(self.num_matches), slot_S))
+            slot_S = torch.cat((slot_U.repeat_interleave(self.candidates.num_matches), slot_S))
             address_S = torch.cat((met_S.div(KEY, rounding_mode="floor"), address_S))
             time_S = torch.cat((met_S % KEY - 1, time_S))
         return sort_by_slot(slot_S, address_S, time_S, len(met_NK))
 
     def state_bytes(self) -> int:
         """Bytes of one sequence's state: addresses, slots, and where slots and rows are."""
-        L, H = len(self.spans), self.num_heads
-        constant = L + 1 + OPENING + H + H
-        return 8 * (1 + max(self.spans) + L * self.memory_len * self.num_matches + constant)
+        c = self.candidates
+        constant = len(c.spans) + 1 + OPENING + 2 * c.num_heads
+        return 8 * (1 + max(c.spans) + c.memory_len * c.number + constant)
 
 
 def longer_contexts(token_B: Tensor, address_BP: Tensor) -> Tensor:

@@ -14,15 +14,55 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models.layers import check_positive
+
 PRIME = 2**31 - 1  # products of two residues stay below 2^62: nothing overflows int64
 RADIX = 1_566_083_941  # of the polynomial
 OPENING = 4  # positions after the first one that can always be recalled, as StreamingLLM (arXiv 2309.17453) keeps four
+SPANS = (1, 2, 3, 4, 6, 8)
+MAX_SPAN = 4096  # tokens that a context can name; the streaming state keeps as many addresses
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Which earlier positions a place may recall what followed of, the same for all layers.
+
+    Args:
+        spans: Numbers of tokens that a context consists of.
+        num_matches: Latest positions of the same context, for each span.
+        memory_len: Positions back to which there are any, and slots of a span.
+        num_heads: Heads, each of which weighs them for its part of the width.
+
+    Raises:
+        ValueError: For numbers that are out of their range.
+    """
+
+    spans: tuple[int, ...] = SPANS
+    num_matches: int = 4
+    memory_len: int = 8192
+    num_heads: int = 4
+
+    def __post_init__(self) -> None:
+        check_positive(num_matches=self.num_matches, num_heads=self.num_heads)
+        are_lengths = all(1 <= span <= MAX_SPAN for span in self.spans)
+        if not self.spans or not are_lengths or len(set(self.spans)) < len(self.spans):
+            raise ValueError(
+                f"--model.spans is {list(self.spans)}; it needs different numbers of tokens from 1 to {MAX_SPAN}"
+            )
+        if not 1 <= self.memory_len <= PRIME:
+            raise ValueError(f"--model.memory_len is {self.memory_len}; it must be 1 to {PRIME}")
+
+    @property
+    def number(self) -> int:
+        """How many a place has at most, C."""
+        return len(self.spans) * self.num_matches
 
 
 class Links(NamedTuple):
@@ -84,20 +124,21 @@ def sort_by_slot(slot_S: Tensor, address_S: Tensor, time_S: Tensor, num_slots: i
     return Sorted(order_S, slot_S, address_S[order_S], time_S[order_S])
 
 
-def neighbours(contexts: Sorted, num_matches: int, memory_len: int) -> tuple[Tensor, Tensor]:
-    """Times of the K earlier and of the K later contexts of a slot, where addresses are equal: two (S, K), -1 for none.
+def neighbours(contexts: Sorted, num_matches: int, memory_len: int, later: bool = True) -> Tensor:
+    """Times of the K earlier and of the K later contexts of a slot, where addresses are equal: (2, S, K), -1 for none.
 
-    In the order that the contexts had before they were sorted. None is further away than `memory_len`.
+    In the order that the contexts had before they were sorted. None is further away than `memory_len`. Without `later`
+    the earlier ones alone, (1, S, K).
     """
     order_S, slot_S, address_S, time_S = contexts
-    times = torch.full((2, len(order_S), num_matches), -1, device=order_S.device)
+    times = torch.full((2 if later else 1, len(order_S), num_matches), -1, device=order_S.device)
     for k in range(1, min(num_matches, len(order_S) - 1) + 1):
         same = (slot_S[k:] == slot_S[:-k]) & (address_S[k:] == address_S[:-k])
         same &= time_S[k:] - time_S[:-k] <= memory_len
         times[0, k:, k - 1] = torch.where(same, time_S[:-k], -1)
-        times[1, :-k, k - 1] = torch.where(same, time_S[k:], -1)
-    earlier, later = torch.empty_like(times).index_copy_(1, order_S, times)
-    return earlier, later
+        if later:
+            times[1, :-k, k - 1] = torch.where(same, time_S[k:], -1)
+    return torch.empty_like(times).index_copy_(1, order_S, times)
 
 
 def slots(address_BTL: Tensor, num_slots: int) -> Tensor:
@@ -113,7 +154,7 @@ def coincidences(address_BTL: Tensor, memory_len: int, num_matches: int, num_hea
     place_BT1 = torch.arange(B * T, device=address_BTL.device).view(B, T, 1)
     slot_S, time_S = slots(address_BTL, memory_len).flatten(), place_BT1.expand(-1, -1, L).flatten()
     by_slot = sort_by_slot(slot_S, address_BTL.flatten(), time_S, B * L * memory_len)
-    earlier_NC, later_NC = (times.view(B * T, -1) for times in neighbours(by_slot, num_matches, memory_len))
+    earlier_NC, later_NC = neighbours(by_slot, num_matches, memory_len).view(2, B * T, -1)
     exists_NC, opening_BTA = earlier_NC >= 0, place_BT1[:, :1] + opening(place_BT1[0, :, 0])
     source_NC = torch.cat((opening_BTA.flatten(0, 1), torch.where(exists_NC, earlier_NC + 1, -1)), 1)
     # A position is read by what coincides with the one before it; the last of a sequence coincides with nothing later.

@@ -41,10 +41,9 @@ from models.layers import Norm, check_heads, check_positive, init_input, init_ou
 from models.local_mixing import LocalMixing, LocalMixingKind
 from models.scan import accumulation_dtype, full_precision
 from models.trajectory.index import EXTRA_ROWS, ContextIndex, Rows, new_ring, remember
-from models.trajectory.links import OPENING, Links
+from models.trajectory.links import OPENING, SPANS, Candidates, Links
 from models.trajectory.recall import recall, recall_weights
 
-SPANS = (1, 2, 3, 4, 6, 8)
 MAX_DOUBLINGS = 12  # as the streaming state keeps two to this power inputs
 
 
@@ -81,32 +80,20 @@ class TrajectoryMemory(nn.Module):
 
     Args:
         d_model: Width.
-        num_heads: Heads, each of which weighs the candidates for its part of the width.
-        spans: Numbers of tokens that a context consists of.
-        num_matches: Latest positions of each context that are candidates.
-        memory_len: Positions back to which there are links.
+        candidates: Those that the links lead to which it is given.
         num_doublings: The trajectory spans two to this power positions.
     """
 
-    def __init__(
-        self,
-        d_model: int,
-        num_heads: int = 4,
-        spans: tuple[int, ...] = SPANS,
-        num_matches: int = 4,
-        memory_len: int = 8192,
-        num_doublings: int = 4,
-    ) -> None:
+    def __init__(self, d_model: int, candidates: Candidates, num_doublings: int = 4) -> None:
         super().__init__()
         check_positive(d_model=d_model)
-        check_heads(d_model, num_heads)
+        check_heads(d_model, candidates.num_heads)
         if not 0 <= num_doublings <= MAX_DOUBLINGS:
             raise ValueError(f"--model.num_doublings is {num_doublings}; it must be 0 to {MAX_DOUBLINGS}")
-        self.d_model, self.num_heads, self.spans = d_model, num_heads, tuple(spans)
-        self.num_matches, self.memory_len = num_matches, memory_len
+        self.d_model, self.num_heads, self.candidates = d_model, candidates.num_heads, candidates
         self.lags = nn.ParameterList(nn.Parameter(torch.empty(d_model)) for _ in range(num_doublings))
         self.out = nn.Linear(d_model, d_model, bias=False)
-        self.select = nn.Linear(d_model, num_heads * (1 + OPENING + len(spans) * num_matches))
+        self.select = nn.Linear(d_model, self.num_heads * (1 + OPENING + candidates.number))
         self.init_weights()
 
     def init_weights(self) -> None:
@@ -119,8 +106,8 @@ class TrajectoryMemory(nn.Module):
             nn.init.normal_(lag, std=0.5)
         init_output(self.out.weight, 1)
         nn.init.zeros_(self.select.weight)
-        span_L1 = torch.tensor(self.spans, dtype=torch.float32)[:, None]
-        prefer_C = (2 * span_L1.log2() - 0.5 * torch.arange(self.num_matches)).flatten()
+        span_L1 = torch.tensor(self.candidates.spans, dtype=torch.float32)[:, None]
+        prefer_C = (2 * span_L1.log2() - 0.5 * torch.arange(self.candidates.num_matches)).flatten()
         with torch.no_grad():
             self.select.bias.copy_(torch.cat((torch.tensor([0.0] + OPENING * [-2.0]), prefer_C)).repeat(self.num_heads))
 
@@ -154,7 +141,7 @@ class TrajectoryMemory(nn.Module):
         return MemoryState(
             weight.new_zeros(batch_size, 2 ** len(self.lags) - 1, self.d_model),
             trajectory_taps(self.lags, weight.new_ones(1, self.d_model)),
-            new_ring(batch_size, self.memory_len, weight, self.d_model),
+            new_ring(batch_size, self.candidates.memory_len, weight, self.d_model),
         )
 
     def step(self, x_BD: Tensor, state: MemoryState, rows: Rows) -> tuple[Tensor, MemoryState]:
@@ -186,13 +173,13 @@ class TrajectoryMemory(nn.Module):
     def flops_per_token(self) -> int:
         """Two matrices, and the weighted sum of candidates."""
         weights = self.out.weight.numel() + self.select.weight.numel()
-        return 2 * weights + 2 * (OPENING + len(self.spans) * self.num_matches) * self.d_model
+        return 2 * weights + 2 * (OPENING + self.candidates.number) * self.d_model
 
     def state_bytes(self) -> int:
         """The ring, whatever the length; the last inputs and their taps."""
         recent: int = self.out.weight.element_size() * (2 ** (len(self.lags) + 1) - 1) * self.d_model
         wide = accumulation_dtype(self.out.weight.dtype).itemsize
-        return recent + wide * (self.memory_len + EXTRA_ROWS) * self.d_model
+        return recent + wide * (self.candidates.memory_len + EXTRA_ROWS) * self.d_model
 
 
 BlockState = tuple[MemoryState, Tensor]
@@ -308,10 +295,10 @@ class TrajectoryLM(GrowableModel):
         compile: bool = False,
     ) -> None:
         check_positive(ffn_ratio=ffn_ratio)
-        index = ContextIndex(spans, num_matches, memory_len, num_heads)
+        candidates = Candidates(tuple(spans), num_matches, memory_len, num_heads)
         blocks: list[nn.Module] = [
             Block(
-                TrajectoryMemory(d_model, num_heads, spans, num_matches, memory_len, num_doublings),
+                TrajectoryMemory(d_model, candidates, num_doublings),
                 local_mixing,
                 ffn_ratio * d_model,
                 norm,
@@ -320,7 +307,7 @@ class TrajectoryLM(GrowableModel):
             for _ in range(num_layers)
         ]
         super().__init__(vocab_size, d_model, blocks, tie_embeddings, dropout, compile, norm)
-        self.index = index
+        self.index = ContextIndex(candidates)
         self.save_hyperparameters(logger=False)
 
     def features(self, tokens_BT: Tensor, *shared: Any) -> Tensor:

@@ -6,11 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models import TrajectoryLM
-from models.trajectory.index import MAX_SPAN, ContextIndex
+from models.trajectory.index import ContextIndex
 from models.trajectory.links import (
+    MAX_SPAN,
     OPENING,
     PRIME,
     RADIX,
+    Candidates,
     coincidences,
     coincidences_reference,
     context_addresses,
@@ -101,7 +103,8 @@ def test_a_row_depends_on_its_own_past_alone(length, padding, memory_len):
 
 def test_a_key_recalls_its_value_and_order_matters():
     torch.manual_seed(0)
-    index, memory = ContextIndex((1, 2), 2, 64, 1), TrajectoryMemory(16, 1, (1, 2), 2, 64, num_doublings=0)
+    candidates = Candidates((1, 2), num_matches=2, memory_len=64, num_heads=1)
+    index, memory = ContextIndex(candidates), TrajectoryMemory(16, candidates, num_doublings=0)
     torch.nn.init.eye_(memory.out.weight)
     memory.select.bias.data = torch.tensor(
         [0.0] + OPENING * [-20.0] + [20.0, 20.0, 40.0, 40.0]
@@ -123,8 +126,8 @@ def test_a_key_recalls_its_value_and_order_matters():
 
 
 def test_the_longest_match_is_preferred_from_the_start():
-    memory = TrajectoryMemory(16, 2)
-    prefer = memory.select.bias.view(2, -1)[:, 1 + OPENING :].view(2, len(memory.spans), -1)
+    memory = TrajectoryMemory(16, Candidates(num_heads=2))
+    prefer = memory.select.bias.view(2, -1)[:, 1 + OPENING :].view(2, len(memory.candidates.spans), -1)
     assert (prefer.diff(dim=1) > 0).all()
     assert (prefer.diff(dim=2) < 0).all()
 
@@ -177,7 +180,7 @@ def test_streaming_equals_parallel_after_20_000_tokens():
 
 def test_links_do_not_depend_on_the_batch_or_on_precision():
     tokens = torch.randint(5, (64, 100))
-    index = ContextIndex(SPANS, 3, 64, 1)
+    index = ContextIndex(Candidates(SPANS, 3, 64, 1))
     whole = index(tokens)
     for b in range(64):
         alone = index(tokens[b : b + 1])
