@@ -48,13 +48,13 @@ class CardState(NamedTuple):
 
     card: sums of writes (B, D), in float32 at least; with carry_norm those of earlier chunks alone. local: with
     carry_norm the sums of this chunk, else (B, 0). recent: the local mixing's state. place: with carry_norm the
-    positions of this chunk so far, else 0.
+    positions of this chunk so far, int64 (1,), else (0,).
     """
 
     card: Tensor
     local: Tensor
     recent: Tensor
-    place: int
+    place: Tensor
 
 
 def head_norm(x: Tensor, num_heads: int) -> Tensor:
@@ -228,26 +228,27 @@ class PassTheCard(Mixer):
         cards = self.cards(writes)[:, before.size(1) :]
         y_BTD = x_BTD + self.answers(cards[:, :-1], own)
         if not self.carry_norm:
-            return y_BTD, CardState(kept(cards[:, -1]), state.local, recent, 0)
+            return y_BTD, state._replace(card=kept(cards[:, -1]), recent=recent)
         place = (state.place + x_BTD.size(1) - 1) % self.chunk_size + 1
-        card_BD, local_BD = writes[:, : -1 - place].sum(1), writes[:, -1 - place :].sum(1)
-        return y_BTD, CardState(card_BD, local_BD, recent, place)
+        begin = -1 - int(place)
+        return y_BTD, CardState(writes[:, :begin].sum(1), writes[:, begin:].sum(1), recent, place)
 
     def written(self, state: CardState) -> Tensor:
         """Writes (B, S, D) whose cards are those of the state: one, or with carry_norm chunks up to its place."""
         if not self.carry_norm:
             return state.card.unsqueeze(1)
         chunks = [F.pad(state.card.unsqueeze(1), (0, 0, 0, self.chunk_size - 1))]
-        if state.place:
-            chunks.append(F.pad(state.local.unsqueeze(1), (0, 0, 0, state.place - 1)))
+        if state.place > 0:
+            chunks.append(F.pad(state.local.unsqueeze(1), (0, 0, 0, int(state.place) - 1)))
         return torch.cat(chunks, 1)
 
     def init_state(self, batch_size: int) -> CardState:
         """An empty card."""
         dtype = accumulation_dtype(self.out.weight.dtype)
         card_BD = self.out.weight.new_zeros(batch_size, self.d_model, dtype=dtype)
-        local = card_BD if self.carry_norm else card_BD[:, :0]
-        return CardState(card_BD, local, self.local_mixing.init_state(batch_size), 0)
+        place = torch.zeros(int(self.carry_norm), dtype=torch.int64, device=card_BD.device)
+        local_BD = torch.zeros_like(card_BD) if self.carry_norm else card_BD[:, :0]
+        return CardState(card_BD, local_BD, self.local_mixing.init_state(batch_size), place)
 
     def step(self, x_BD: Tensor, state: CardState) -> tuple[Tensor, CardState]:
         """One position (B, D) of `forward`."""
@@ -259,8 +260,9 @@ class PassTheCard(Mixer):
             if self.card == "decay":
                 card_BD = card_BD * self.log_decay().exp().repeat_interleave(self.d_model // self.num_heads)
             return y_BD, CardState(card_BD + writes, local_BD, recent, place)
-        if place == self.chunk_size:
-            card_BD, local_BD, place = card_BD + local_BD, torch.zeros_like(local_BD), 0
+        is_full = place == self.chunk_size  # a tensor, so that a compiled step serves all places
+        card_BD = torch.where(is_full, card_BD + local_BD, card_BD)
+        local_BD, place = local_BD.masked_fill(is_full, 0), place.masked_fill(is_full, 0)
         y_BD = x_BD + self.answers(head_norm(card_BD, self.num_heads) + local_BD, own)
         return y_BD, CardState(card_BD, local_BD + writes, recent, place + 1)
 
@@ -271,9 +273,10 @@ class PassTheCard(Mixer):
         return 2 * (weights + powers) + self.local_mixing.flops_per_token()
 
     def state_bytes(self, seq_len: int) -> int:
-        """One card of all heads, or two, and the local mixing's."""
-        itemsize = accumulation_dtype(self.out.weight.dtype).itemsize
-        return self.d_model * (2 if self.carry_norm else 1) * itemsize + self.local_mixing.state_bytes()
+        """One card of all heads, or two and the place, and the local mixing's."""
+        card = self.d_model * accumulation_dtype(self.out.weight.dtype).itemsize
+        place = torch.int64.itemsize
+        return (2 * card + place if self.carry_norm else card) + self.local_mixing.state_bytes()
 
 
 def pass_the_card_reference(layer: PassTheCard, x_BTD: Tensor) -> Tensor:
