@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 import models
+from app.cli.names import model_names
 from models.base import CHECKPOINT_KEY, LanguageModel
 from models.optim import state_owners
 
@@ -101,8 +102,8 @@ def load_model(checkpoint: dict[str, Any], source: str) -> LanguageModel:
         source: Where it came from, for messages: the option and the file.
     """
     name = model_name(checkpoint)
-    if name not in models.__all__:
-        raise ValueError(f"{source} holds a {name}, which is none of the models {', '.join(models.__all__)}")
+    if name not in model_names():
+        raise ValueError(f"{source} holds a {name}, which is none of the models {', '.join(model_names())}")
     check_weights(checkpoint, getattr(models, name), source)
     model: LanguageModel = getattr(models, name)(**hyper_parameters(checkpoint))
     model.on_load_checkpoint(checkpoint)
