@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from functools import partial
+from functools import partial, partialmethod
 
 import pytest
 import torch
@@ -149,16 +149,16 @@ def test_prefill_from_any_state_is_stepping(name, lengths, monkeypatch):
         assert_same_streams(model, stepped, filled)
 
 
-@pytest.mark.parametrize("name", ["Transformer", "Palm", "Palm-aft", "PotatoLM", "PotatoLM-carry", "SparseRNN"])
+@pytest.mark.parametrize("name", ["Transformer", "Palm", "Palm-aft"])  # the tests of the others have their own
 def test_streaming_equals_parallel_after_10_000_tokens(name):
     torch.manual_seed(0)
     model = MODELS[name]().eval()
     for p in model.parameters():  # nothing is zero or quiet, but nothing explodes either
         p.data += 0.05 * torch.randn_like(p)
-    tokens = torch.randint(11, (1, 10_020))
-    state, logits = model.init_state(1), []
+    tokens, logits = torch.randint(11, (1, 10_020)), []
     with torch.inference_mode():
-        for token in tokens.unbind(1):
+        _, state = model.prefill(tokens[:, :8000], model.init_state(1))
+        for token in tokens[:, 8000:].unbind(1):
             step_logits, state = model.step(token, state)
             logits.append(step_logits)
         expected = model(tokens)[:, -20:]
@@ -215,6 +215,8 @@ def test_overfits_one_batch(build):
         loss = model.loss(batch)
         loss.backward()
         optimizer.step()
+        if loss < 0.2:
+            break
     assert loss < 0.2
 
 
@@ -270,14 +272,24 @@ def test_a_compiled_step_writes_the_same_and_is_compiled_once(name, monkeypatch)
         assert torch.equal(compiled, model.generate(prompt, MIN_CACHE, temperature=0))
 
 
-def test_compiled_layers_compute_the_same(build):
-    model = build()
+def assert_same_compiled(model):
     tokens = torch.randint(11, (2, 9))
     expected = model(tokens)
+    torch.compiler.reset()  # after eight compilations of one function it would run as it is
     model.compile_layers = True
     model.configure_model()
     torch.testing.assert_close(model(tokens), expected, rtol=1e-4, atol=1e-5)
     assert not any("_orig_mod" in key for key in model.state_dict())
+
+
+def test_compiled_layers_compute_the_same(build, monkeypatch):
+    graphs = partialmethod(nn.Module.compile, backend="eager")  # all of compiling but the making of machine code
+    monkeypatch.setattr(nn.Module, "compile", graphs)
+    assert_same_compiled(build())
+
+
+def test_layers_compiled_to_machine_code_compute_the_same():
+    assert_same_compiled(built("TokenFormer"))
 
 
 def test_sampling_respects_top_k_and_temperature():

@@ -95,8 +95,9 @@ def test_streaming_equals_parallel_after_ten_thousand_tokens(card, carry_norm):
     x = torch.randn(1, 10_000, 12)
     with torch.no_grad():
         expected, state = built(x), built.init_state(1)
-        outputs = []
-        for x_BD in x.unbind(1):
+        y_BTD, state = built.prefill(x[:, :8000], state)
+        outputs = [*y_BTD.unbind(1)]
+        for x_BD in x[:, 8000:].unbind(1):
             y_BD, state = built.step(x_BD, state)
             outputs.append(y_BD)
     error = (torch.stack(outputs, 1) - expected).abs()
