@@ -8,7 +8,7 @@ import torch
 
 import models
 from app.__main__ import main
-from app.benchmark.inference import inference
+from app.benchmark.inference import FORWARD, inference
 from app.benchmark.workloads import VOCAB_SIZE, Stream
 from app.cli.names import model_names
 
@@ -23,7 +23,8 @@ def test_every_model_is_read_and_written_with_at_each_context_and_batch_size():
     told = []
     curves = inference(1, "cpu", seq_lens=(4, 16), batch_sizes=(1, 2), budget=0, tell=told.append)
     assert len(told) == 2 * 2 * 2
-    names = [f"inference.{kind}.batch_{size}" for size in (1, 2) for kind in ("prefill", "decoding")]
+    kinds = ("prefill", "prefill_to_forward", "decoding")
+    names = [f"inference.{kind}.batch_{size}" for size in (1, 2) for kind in kinds]
     by_name = {name: {c.model for c in curves if c.quantity.name == name} for name in names}
     assert len(curves) == len(names) * len(model_names())
     assert all(found == set(model_names()) for found in by_name.values())
@@ -39,10 +40,11 @@ def test_the_command_line_measures_compiled_steps_beside_eager_ones(uncompiled, 
     results = json.loads(path.read_text(encoding="utf-8"))["results"]
     assert [(result["name"], result["model"]) for result in results] == [
         (f"inference.{kind}.batch_2", model)
-        for kind in ("prefill", "decoding", "decoding_compiled")
+        for kind in ("prefill", "prefill_to_forward", "decoding", "decoding_compiled")
         for model in ("Transformer", "Palm")
     ]
-    assert [[point["seq_len"] for point in result["points"]] for result in results] == [[4, 16]] * 6
+    assert [[point["seq_len"] for point in result["points"]] for result in results] == [[4, 16]] * 8
+    assert [result["baseline"] for result in results] == ["Transformer"] * 2 + [FORWARD] * 2 + ["Transformer"] * 4
     out = capsys.readouterr().out
     assert "Reading a prompt of T tokens, batch 2" in out
     assert "Writing after T tokens, batch 2, compiled" in out
