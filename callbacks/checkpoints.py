@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from callbacks.atomic import save_atomically
-from callbacks.common import at_logging_step, in_fit_validation
+from callbacks.common import in_fit_validation, may_agree, may_wait
 from callbacks.console import say
 from callbacks.lightning_internals import (
     completes_step,
@@ -173,7 +173,7 @@ class Checkpoints(Checkpoint):
     ) -> None:
         """Watch the loss; let an accumulation be finished before the fit ends."""
         self._watch(trainer, outputs["loss"])
-        if pl_module.device.type == "cpu" or at_logging_step(trainer):
+        if may_wait(trainer):
             self._check_finite(trainer)
         self._wants_end |= trainer.should_stop
         trainer.should_stop = self._wants_end and completes_step(trainer)
@@ -181,7 +181,7 @@ class Checkpoints(Checkpoint):
     def _after_batch(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Between optimizer steps save and stop where due, unless a validation comes first."""
         if completes_step(trainer) and not validation_is_due(trainer):
-            self._save_or_stop(trainer, pl_module)
+            self._save_or_stop(trainer, pl_module, self._stop_signal(trainer) if may_agree(trainer) else 0)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Measure nothing that is not finite, when the validation belongs to a fit."""
@@ -196,7 +196,7 @@ class Checkpoints(Checkpoint):
         if trainer.strategy.reduce_boolean_decision(score < self._best_score):
             self._best_score = score
             self._save(trainer, pl_module, best_checkpoint(Path(trainer.default_root_dir)))
-        self._save_or_stop(trainer, pl_module)
+        self._save_or_stop(trainer, pl_module, self._stop_signal(trainer))
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save an end that nothing announced, that of a loader's last epoch; tell which model is the best."""
@@ -205,8 +205,7 @@ class Checkpoints(Checkpoint):
         if trainer.is_global_zero and not trainer.fast_dev_run and (score := best_score(best)) is not None:
             say(f"best {MONITOR} {score:.4f}: {os.path.relpath(best)}")
 
-    def _save_or_stop(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        signum = self._stop_signal(trainer)
+    def _save_or_stop(self, trainer: L.Trainer, pl_module: L.LightningModule, signum: int) -> None:
         if signum or fit_is_ending(trainer) or trainer.global_step % self.every_n_steps == 0:
             self._save_last(trainer, pl_module)
         if signum:

@@ -17,6 +17,20 @@ def at_logging_step(trainer: L.Trainer) -> bool:
     return every > 0 and trainer.global_step % every == 0 and completes_step(trainer)
 
 
+def may_wait(trainer: L.Trainer) -> bool:
+    """Whether to ask the device as a batch ends, which waits until all steps are done: where that costs nothing.
+
+    Nothing is waited for on a CPU, and at logging steps metrics are fetched anyway.
+    """
+    is_cpu = trainer.strategy.root_device.type == "cpu"
+    return is_cpu or not trainer.log_every_n_steps or at_logging_step(trainer)  # type: ignore[attr-defined]
+
+
+def may_agree(trainer: L.Trainer) -> bool:
+    """Whether the processes are to agree on something as a batch ends, which they do through their devices."""
+    return trainer.world_size == 1 or may_wait(trainer)
+
+
 def logged_step(trainer: L.Trainer) -> int:
     """Where loggers place what belongs to the last optimizer step: Lightning counts them from 0.
 

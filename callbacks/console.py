@@ -17,7 +17,15 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich import get_console
 from rich.table import Table
 
-from callbacks.common import description_of, in_fit_validation, split_measured, tensorboard_of, total_steps
+from callbacks.common import (
+    at_logging_step,
+    description_of,
+    in_fit_validation,
+    split_measured,
+    tensorboard_of,
+    total_steps,
+)
+from callbacks.lightning_internals import ProgressBar
 from callbacks.record_file import RECORD, best_checkpoint, last_checkpoint
 from callbacks.throughput import find_throughput
 from models.base import LanguageModel
@@ -85,6 +93,21 @@ class ModelSummary(RichModelSummary):
         for row in zip(*columns.values(), strict=True):
             table.add_row(*row)
         get_console().print(table)
+
+
+class Bar(ProgressBar):
+    """The bar of steps, and beside them the losses; that of training is fetched from the device when it is logged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._training: dict[str, float] = {}
+
+    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
+        """What is logged with `prog_bar`, and the training loss of the last logging step."""
+        if trainer.training and at_logging_step(trainer):
+            logged = trainer.callback_metrics
+            self._training = {name: float(logged[name]) for name in ("train/loss",) if name in logged}
+        return self._training | super().get_metrics(trainer, pl_module)
 
 
 def what_is_there(folder: Path) -> str:

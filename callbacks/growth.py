@@ -2,7 +2,8 @@
 
 The event happens before a batch, where no graph is alive and no accumulation is half done: new parameters take the
 old ones' place in the model and in the optimizer, so schedulers, clipping and loss scaling need not know, nor growth of
-a strategy (`callbacks.sharding.whole`). Sizes are compared, not counted, so that a resumed run never grows twice.
+a strategy (`callbacks.sharding.whole`). Sizes are compared, not counted, so that a resumed run never grows twice. The
+event waits for the device, to tell what it changed; as it comes once a growth, that is not worth sparing.
 """
 
 from __future__ import annotations

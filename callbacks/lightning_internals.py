@@ -35,6 +35,9 @@ class BatchLoop(_TrainingEpochLoop):
         super().advance(data_fetcher)
         self.call_after_batch()
 
+    def _broadcast_sigterm_tensor(self) -> None:
+        """Ask nobody, which would wait for all devices before each batch: signals are answered by Checkpoints."""
+
     def call_after_batch(self) -> None:
         """Let a checkpoint be made in the state of on_train_batch_end, which resumes at an epoch's end, too."""
         counts = (self.batch_progress.total, self.batch_progress.current)

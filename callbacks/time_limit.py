@@ -9,6 +9,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Timer
 
+from callbacks.common import may_agree
 from callbacks.console import say
 from callbacks.lightning_internals import completes_step
 
@@ -33,6 +34,6 @@ class TimeLimit(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """End the fit, in all processes, when the time of the first one is over."""
-        if completes_step(trainer) and trainer.strategy.broadcast(time.monotonic() >= self._end):
+        if completes_step(trainer) and may_agree(trainer) and trainer.strategy.broadcast(time.monotonic() >= self._end):
             trainer.should_stop = True
             say(f"--trainer.max_time {self.duration} is over at step {trainer.global_step:,}")

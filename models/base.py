@@ -9,7 +9,7 @@ A layer is an `nn.Module` with `forward(x_BTD) -> x_BTD`, causal, any T >= 1; `i
 `flops_per_token(seq_len)` and `state_bytes(seq_len)`. All but the last three come out of one function `read`, where a
 layer extends `models.layers.Mixer`.
 
-Shapes: B batch, T time, D width, V vocabulary, N scored positions of a batch.
+Shapes: B batch, T time, D width, V vocabulary, P = B T positions of a batch, N of them scored.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from models.optim import Optim, build_optimizer, grad_norm, lr_scale, reapply
 from models.sharding import Sharding, Successors
 
 Batch = tuple[Tensor, Tensor]
+CountedBatch = tuple[Tensor, Tensor, int]  # of training, with the number of scored positions
 TRAINING_FLOPS = 3  # forward and backward, in forwards: the backward pass has two products for each of the forward's
 SHARDING = (FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy)
 HEAD_STD = 0.02  # of a head's weights at the start, as GPT-2's
@@ -234,11 +235,15 @@ class LanguageModel(L.LightningModule):
 
     # Training ------------------------------------------------------------------------------------------------------
 
-    def loss(self, batch: Batch) -> Tensor:
-        """Mean cross-entropy in nats over the scored positions; the head works on these alone."""
+    def loss(self, batch: Batch, num_scored: int | None = None) -> Tensor:
+        """Mean cross-entropy in nats over the scored positions; the head works on these alone.
+
+        Whoever knows N, their number, spares the device from being asked, which would have to be waited for.
+        """
         inputs_BT, targets_BT = batch
-        # Before the forward pass, as this waits for the device.
-        index_N = (targets_BT != IGNORED).flatten().nonzero().squeeze(1)
+        scored_P = (targets_BT != IGNORED).flatten()
+        scored_N1 = scored_P.nonzero() if num_scored is None else scored_P.nonzero_static(size=num_scored)
+        index_N = scored_N1.squeeze(1)
         features_ND = self.features(inputs_BT).flatten(0, 1).index_select(0, index_N)
         return F.cross_entropy(self.head(features_ND).float(), targets_BT.flatten()[index_N])
 
@@ -251,16 +256,30 @@ class LanguageModel(L.LightningModule):
         batch_number = self.trainer.fit_loop.total_batch_idx
         torch.manual_seed(mixed_seed(self.seed, self.global_rank, batch_number))
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Count the scored positions of a training batch while it is here; copy it where a GPU takes it unwaited."""
+        if self.trainer.training:
+            inputs_BT, targets_BT = batch
+            batch = inputs_BT, targets_BT, int((targets_BT != IGNORED).sum())
+        if self.device.type == "cuda":
+            batch = tuple(part.pin_memory() if isinstance(part, Tensor) else part for part in batch)
+        return batch
+
+    def training_step(self, batch: Batch | CountedBatch, batch_idx: int) -> Tensor:
         """The loss; counts the batch's tokens and FLOPs over all processes."""
-        loss = self.loss(batch)
+        loss = self.loss(batch[:2], *batch[2:])
         tokens = batch[0].numel() * self.trainer.world_size
         self.tokens_seen += tokens
         self.flops_spent += float(TRAINING_FLOPS * self.flops_per_token(batch[0].size(1)) * tokens)
-        every = cast(Any, self.trainer).log_every_n_steps
-        if every and (self.trainer.global_step + 1) % every == 0:
-            self.log("train/loss", loss.detach(), prog_bar=True, sync_dist=True)  # the mean over all processes
+        if self._step_is_logged():
+            # The mean over all processes; not for Lightning's bar, for which it would be fetched at each step.
+            self.log("train/loss", loss.detach(), sync_dist=True)
         return loss
+
+    def _step_is_logged(self) -> bool:
+        """Whether Lightning logs the step that is being made."""
+        every = cast(Any, self.trainer).log_every_n_steps
+        return bool(every) and (self.trainer.global_step + 1) % every == 0
 
     def configure_optimizers(self) -> Any:
         """The optimizer of `self.optim`, its learning rate a pure function of the step."""
@@ -288,7 +307,8 @@ class LanguageModel(L.LightningModule):
         """Clip by the norm computed once, and log that norm with the learning rate."""
         norm = grad_norm(self.parameters())
         self.log("train/grad_norm", norm)
-        self.log("train/learning_rate", optimizer.param_groups[0]["lr"])
+        if self._step_is_logged():
+            self.log("train/learning_rate", optimizer.param_groups[0]["lr"])
         if gradient_clip_val and gradient_clip_algorithm == "value":
             nn.utils.clip_grad_value_(self.parameters(), gradient_clip_val)
         elif gradient_clip_val:

@@ -64,8 +64,8 @@ from callbacks import (
     Throughput,
     TimeLimit,
 )
-from callbacks.console import ModelSummary, say
-from callbacks.lightning_internals import ProgressBar, watch_launched_by
+from callbacks.console import Bar, ModelSummary, say
+from callbacks.lightning_internals import watch_launched_by
 from callbacks.record_file import last_checkpoint
 from callbacks.sharding import FSDP2
 from datamodules import TaskData
@@ -99,6 +99,7 @@ QUIET = (  # what libraries say about things that are as they should be
     r".*available but not used.*",
     r".*Checkpoint directory .* exists and is not empty.*",
     r".*The dirpath has changed.*",
+    r"You have overridden `on_before_batch_transfer` in `LightningModule`.*",
     r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*",
     r".*barrier\(\): using the device under current context.*",
 )
@@ -231,7 +232,7 @@ class CLI(LightningCLI):
         rich = []
         for name, callback in (
             ("enable_model_summary", ModelSummary(max_depth=2)),
-            ("enable_progress_bar", ProgressBar()),
+            ("enable_progress_bar", Bar()),
         ):
             if config[name] is None:  # lines of text instead of a bar that nobody sees
                 config[name] = sys.stdout.isatty()

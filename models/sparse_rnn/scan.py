@@ -176,7 +176,8 @@ class Network:
         self.pair = torch.stack((x_TBK, b_TBK)).flatten(1)
         self.hidden = torch.addmm(bias, inward, self.pair).tanh_()
         self.bend = 1 - self.hidden.square()
-        linear = self.pair.new_tensor(LINEAR).T.reshape(4, 1)
+        # Filled where it is: a GPU that is sent numbers is waited for.
+        linear = torch.cat([self.pair.new_full((1, 1), of_output[i]) for i in range(2) for of_output in LINEAR])
         paths = (inward.T.unsqueeze(1) * self.outward.unsqueeze(0)).flatten(0, 1)  # (4, H)
         self.slopes = torch.addmm(linear, paths, self.bend).view(2, 2, *x_TBK.shape).movedim(2, 0).contiguous()
 
@@ -190,13 +191,9 @@ class Network:
 def rows_gradient(args_TBK: Tensor, weights_TBK: Tensor, dpre_TBM: Tensor, rows_MM: Tensor) -> Tensor:
     """Sum of weight * dpre over the steps that attended a row: K N M multiply-adds, a bag of gradients for each row."""
     args, k = args_TBK.flatten(), args_TBK.size(-1)
-    order = args.argsort(stable=True)
-    counts = args.bincount(minlength=rows_MM.size(0))
-    steps, weights, starts = (
-        order.div(k, rounding_mode="floor"),
-        weights_TBK.flatten()[order],
-        counts.cumsum(0) - counts,
-    )
+    row_S, order = args.sort(stable=True)
+    starts = torch.searchsorted(row_S, torch.arange(rows_MM.size(0), device=args.device))
+    steps, weights = order.div(k, rounding_mode="floor"), weights_TBK.flatten()[order]
     return torch.embedding_bag(dpre_TBM.flatten(0, 1), steps, starts, per_sample_weights=weights)[0]
 
 

@@ -33,6 +33,7 @@ def fit_loop():
 
 OWNERS = {  # of each private name: what has it, made as Lightning makes it
     "_batches_that_stepped": lambda: fit_loop().epoch_loop,
+    "_broadcast_sigterm_tensor": lambda: fit_loop().epoch_loop,
     "_can_stop_early": fit_loop,
     "_data_fetcher": fit_loop,
     "_data_parallel_size": ModelParallelStrategy,
