@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 Device = Literal["auto", "cpu", "cuda"]
+MatmulPrecision = Literal["highest", "high", "medium"]  # PyTorch's names
 TRACEBACK_VARIABLE = "GREENHOUSE_TRACEBACK"  # set by a user who wants to see where a message comes from
 RUN_DIR_VARIABLE = "GREENHOUSE_RUN_DIR"  # tells the processes that the first one launches which folder it chose
 FIRST_PROCESS_VARIABLE = "GREENHOUSE_FIRST_PROCESS"  # and which process that is
@@ -127,12 +128,31 @@ def num_threads(threads: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+@contextmanager
+def float32_products(precision: MatmulPrecision) -> Iterator[None]:
+    """Let PyTorch multiply matrices in float32 with this precision for a while."""
+    import torch
+
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 def about_machine(device: str) -> dict[str, Any]:
     """What times depend on, as plain values."""
     import torch
 
     gpu = {"GPU": torch.cuda.get_device_name()} if device == "cuda" else {}
-    return {"CPU": cpu_model(), **gpu, "threads": torch.get_num_threads(), "torch": torch.__version__}
+    return {
+        "CPU": cpu_model(),
+        **gpu,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "matmul_precision": torch.get_float32_matmul_precision(),
+    }
 
 
 def cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:

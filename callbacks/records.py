@@ -38,7 +38,9 @@ from callbacks.throughput import find_throughput
 from models.base import LanguageModel
 
 MAX_TRAINING_POINTS = 500
-OPTIONS = ("model", "data", "seed", "max_steps", "processes", "precision")  # of a record, beside its groups
+OPTIONS = (  # of a record, beside its groups
+    "model", "data", "seed", "max_steps", "processes", "precision", "matmul_precision",
+)  # fmt: skip
 INTERRUPTIONS = (RunStopped, KeyboardInterrupt, SystemExit)  # Lightning's SIGTERMException is a SystemExit
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -95,6 +97,7 @@ def describe(trainer: L.Trainer, pl_module: LanguageModel, command: Sequence[str
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
         "processes": trainer.world_size,
         "precision": str(trainer.precision),
+        "matmul_precision": torch.get_float32_matmul_precision(),
     }
 
 

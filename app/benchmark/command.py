@@ -17,7 +17,15 @@ from rich.console import Console
 
 from app.benchmark.results import Curve, Result, renderables
 from app.cli.checks import at_least_one, check_file, unique
-from app.machine import Device, about_machine, check_compiler, find_device, num_threads
+from app.machine import (
+    Device,
+    MatmulPrecision,
+    about_machine,
+    check_compiler,
+    find_device,
+    float32_products,
+    num_threads,
+)
 from app.output.progress import announce, steps
 from callbacks.atomic import write_json
 
@@ -37,6 +45,7 @@ def bench(
     models: list[str] | None = None,
     seq_lens: list[int] | None = None,
     batch_sizes: list[int] | None = None,
+    matmul_precision: MatmulPrecision = "highest",
     compile: bool = False,
     json: Path | None = None,
 ) -> int:
@@ -54,6 +63,7 @@ def bench(
         seq_lens: For mixers and inference, lengths or contexts, as in [256,1024]; by default 256, 1024, 4096 and 16384,
             and for inference 64, 256, 1024 and 4096.
         batch_sizes: For inference, sequences side by side; by default 1 and 16.
+        matmul_precision: Precision of products of float32 matrices: with high a GPU takes TF32, with medium bfloat16.
         compile: For inference, time compiled steps, too; to compile them takes minutes.
         json: File to write the results to as well.
 
@@ -77,7 +87,7 @@ def bench(
         unique("batch_sizes", batch_sizes or BATCH_SIZES), compile,
     )  # fmt: skip
     total = sum(BENCHMARKS[name].num_steps(settings) for name in names)
-    with num_threads(threads), steps(total, console, measuring=True) as tell:
+    with num_threads(threads), float32_products(matmul_precision), steps(total, console, measuring=True) as tell:
         settings = replace(settings, tell=lambda doing: tell(f"measuring {doing}"))
         about = about_machine(settings.device)
         for name in names:

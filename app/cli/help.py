@@ -67,6 +67,10 @@ MACHINE_OPTIONS = (
     ("--trainer.num_nodes N", "machines"),
     ("--trainer.strategy NAME", "ddp, or fsdp2 (parameters and optimizer state sharded)"),
     ("--trainer.precision NAME", "32-true, bf16-mixed, …"),
+    (
+        "--trainer.matmul_precision NAME",
+        "products of float32 matrices: highest (default), high (a GPU takes TF32), or medium (bfloat16)",
+    ),
 )
 TRAINER_HEADING = "Trainer (Lightning's; all others are accepted too, `fit --print_config` shows them)"
 LIMITS = {"validate": "limit_val_batches", "test": "limit_test_batches", "predict": "limit_predict_batches"}

@@ -23,7 +23,7 @@ from app.scaling.points import Collected, collect
 from app.scaling.report import draw, skipped_markdown, survey_markdown
 from app.scaling.survey import FIELDS, LEGEND, Survey, best_optimum, bounds, surveys_of, unsure, value_of
 from app.study.gather import Gathered, with_rates
-from app.study.study import Study
+from app.study.study import Record, Study
 
 METRIC = "val/bits_per_char"  # that laws are fitted to
 FITS = {"level": 0.9, "resamples": 500, "seed": 1}  # the defaults of `scaling`
@@ -67,9 +67,15 @@ def about(study: Study, **labels: str) -> str:
     """How many runs of these labels there are, by what they were made, and how long they took."""
     records = [run.record for run in study.runs(**labels)]
     planned = sum(all(run.labels[name] == label for name, label in labels.items()) for run in study.plan)
-    by = sorted({f"{r['device']}, torch {r['versions']['torch']}, {r['precision']}" for r in records})
+    by = sorted({f"{r['device']}, torch {r['versions']['torch']}, {precision_of(r)}" for r in records})
     hours = sum(record["seconds"] for record in records) / 3600
     return f"{len(records)} of {planned} runs, {hours:.1f} hours of training on {'; '.join(by)}."
+
+
+def precision_of(record: Record) -> str:
+    """Of a run's numbers, and of its products in float32 if these were allowed less than all of it."""
+    products = record.get("matmul_precision", "highest")  # older records do not tell
+    return str(record["precision"]) + ("" if products == "highest" else f" with products of {products} precision")
 
 
 # Growth ---------------------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from app.cli.checks import check_seed
 from app.cli.help import LIMITS as MEASURED_BY
-from app.machine import knows_its_node
+from app.machine import MatmulPrecision, knows_its_node
 
 FROM = {  # the least value that has a meaning
     "accumulate_grad_batches": 1,
@@ -74,7 +74,9 @@ def whole_seed(seed: bool | int) -> int:
 
 
 class Trainer(L.Trainer):
-    """Lightning's Trainer, with amounts of batches that mean what was typed: 1 is one batch, 1.0 is all of them.
+    """Lightning's Trainer, which knows PyTorch's precision of products in float32, and what amounts of batches mean.
+
+    They mean what was typed: 1 is one batch, 1.0 is all of them.
 
     Lightning writes their types as `Optional[Union[int, float]]`, of which Python's `typing` keeps one object for both
     orders. If another library asked for `Optional[Union[float, int]]` before, the parser takes every number for a
@@ -84,6 +86,7 @@ class Trainer(L.Trainer):
     def __init__(
         self,
         *,
+        matmul_precision: MatmulPrecision = "highest",
         limit_train_batches: int | float | None = None,
         limit_val_batches: int | float | None = None,
         limit_test_batches: int | float | None = None,
@@ -92,6 +95,7 @@ class Trainer(L.Trainer):
         val_check_interval: int | float | str | timedelta | dict[str, int] | None = None,
         **options: Any,
     ) -> None:
+        self.matmul_precision = matmul_precision
         super().__init__(
             limit_train_batches=limit_train_batches,
             limit_val_batches=limit_val_batches,

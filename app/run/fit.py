@@ -22,7 +22,7 @@ from app.cli.help import known_names
 from app.cli.invocation import typed_arguments
 from app.cli.mistakes import ParserError, UsageError, explained
 from app.cli.options import with_dashes
-from app.machine import announce_run_dir, announced_run_dir, is_first_process
+from app.machine import announce_run_dir, announced_run_dir, float32_products, is_first_process
 from app.run.checkpoints import check_training_state, check_weights, read_checkpoint
 from app.run.checks import Trainer, check_groups, check_launched, check_trainer, explaining, whole_seed
 from app.run.configuration import (
@@ -250,7 +250,11 @@ class CLI(LightningCLI):
             kwargs["verbose"] = False  # the Narrator's table is the one to read
             say(f"{self.checkpoint_path}, step {self.checkpoint['global_step']:,}")
         path = str(self.checkpoint_path) if self.checkpoint_path else None
-        with explaining(self.config_init["trainer"]), lost_processes_told(self._how_to_go_on):
+        with (
+            explaining(self.config_init["trainer"]),
+            lost_processes_told(self._how_to_go_on),
+            float32_products(self.trainer.matmul_precision),
+        ):
             getattr(self.trainer, self.verb)(self.model, datamodule=self.datamodule, ckpt_path=path, **kwargs)
 
     def _how_to_go_on(self) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from app.cli.checks import at_least_one
-from app.machine import Device, check_compiler, find_device
+from app.machine import Device, MatmulPrecision, check_compiler, find_device, float32_products
 
 if TYPE_CHECKING:  # else torch is imported inside functions: `generate --help` answers at once
     from models.base import LanguageModel
@@ -33,6 +33,7 @@ def generate(
     seed: int = 1,
     device: Device = "auto",
     precision: Precision = "32-true",
+    matmul_precision: MatmulPrecision = "highest",
     compile: bool = False,
 ) -> None:
     """Continue a prompt with the model in CKPT, whose vocabulary the checkpoint tells.
@@ -50,6 +51,7 @@ def generate(
         seed: Seed of the random choice; the same seed writes the same text on the same machine.
         device: Where the model runs; auto takes a GPU if there is one.
         precision: Numbers that it computes with, in Lightning's names; mixed keeps the weights in float32.
+        matmul_precision: Precision of products of float32 matrices: with high a GPU takes TF32, with medium bfloat16.
         compile: Compile the step from one character to the next, which pays for long texts; it takes a minute or so.
     """
     check_numbers(temperature, top_k, seed, num_samples=num_samples, max_new_tokens=max_new_tokens)
@@ -73,7 +75,7 @@ def generate(
     prompt_BT = torch.tensor([tokens], device=place).expand(num_samples, -1)
     generator = torch.Generator(place).manual_seed(seed)
     meter = Meter(len(text), num_samples)
-    with autocast:
+    with autocast, float32_products(matmul_precision):
         stream = model.stream(prompt_BT, max_new_tokens, temperature, top_k, generator, compile)
         letters_B = (tuple(characters[token] for token in token_B.tolist()) for token_B in stream)
         write(text, meter.watched(letters_B), num_samples, stop)

@@ -21,8 +21,8 @@ SCALING_FILE = "scaling.json"  # of `scaling`, beside whose runs a study's own f
 DIGITS = 7  # kept of a number
 KEPT = (
     "format", "model", "model_options", "data", "data_options", "chance", "optim", "seed", "max_steps", "versions",
-    "device", "processes", "precision", "step", "tokens", "flops", "seconds", "parameters", "status", "growth_events",
-    "final", "test", "measured",
+    "device", "processes", "precision", "matmul_precision", "step", "tokens", "flops", "seconds", "parameters",
+    "status", "growth_events", "final", "test", "measured",
 )  # fmt: skip
 KEPT_OF_A_VALIDATION = (
     "step", "tokens", "flops", "seconds", "parameters", "val/loss", "val/bits_per_char", "val/accuracy",

@@ -202,9 +202,11 @@ def fakes(monkeypatch):
 def test_bench_prints_and_writes_what_was_asked_for(fakes, tmp_path, capsys):
     path = tmp_path / "speed.json"
     threads = torch.get_num_threads()
-    assert bench(["pattention", "growth", "growth"], repeats=3, threads=1, device="cpu", json=path) == 0
+    options = {"repeats": 3, "threads": 1, "device": "cpu", "json": path, "matmul_precision": "medium"}
+    assert bench(["pattention", "growth", "growth"], **options) == 0
     written = json.loads(path.read_text(encoding="utf-8"))
-    assert written["machine"] == {"CPU": cpu_model(), "threads": 1, "torch": torch.__version__}
+    about = {"CPU": cpu_model(), "threads": 1, "torch": torch.__version__, "matmul_precision": "medium"}
+    assert written["machine"] == about
     assert written["results"] == [
         {
             "name": name, "compares": f"{name} / else", "median": 2.0, "min": 2.0, "max": 2.0, "seconds_a": 0.2,
@@ -216,7 +218,7 @@ def test_bench_prints_and_writes_what_was_asked_for(fakes, tmp_path, capsys):
     assert "met" in out
     assert "missed" in out
     assert f"torch {torch.__version__}" in out
-    assert torch.get_num_threads() == threads
+    assert (torch.get_num_threads(), torch.get_float32_matmul_precision()) == (threads, "highest")
     assert [entry.name for entry in tmp_path.iterdir()] == ["speed.json"]
 
 

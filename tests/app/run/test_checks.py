@@ -7,10 +7,12 @@ from typing import get_args, get_type_hints
 
 import lightning as L
 import pytest
+import torch
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from app.run.checks import ABOVE_0, FROM, LIMITS, NEVER, NOT_HERE, Trainer, check_launched, explaining
+from callbacks.record_file import read_record
 from tests.app.test_cli import assert_refused, call, tiny  # noqa: F401 - a fixture among them
 
 HONOURED = {  # by Lightning, or by us, whatever their value; Lightning itself refuses values that make no sense
@@ -20,6 +22,9 @@ HONOURED = {  # by Lightning, or by us, whatever their value; Lightning itself r
     "overfit_batches", "plugins", "precision", "profiler", "reload_dataloaders_every_n_epochs", "strategy",
     "sync_batchnorm", "use_distributed_sampler",
 }  # fmt: skip
+
+
+OTHERS = {"options", "return", "matmul_precision"}  # of our Trainer's constructor, beside amounts of batches
 
 
 class Terminal(StringIO):
@@ -38,8 +43,8 @@ def test_one_is_one_batch_whatever_order_of_types_another_library_asked_for():
     """Of `Optional[Union[float, int]]` Python's typing makes the other order, too, if that was asked for first."""
     lightnings, ours = get_type_hints(L.Trainer.__init__), get_type_hints(Trainer.__init__)
     amounts = [name for name, kind in lightnings.items() if {int, float} <= set(get_args(kind))]
-    assert {*amounts} - {"gradient_clip_val"} == ours.keys() - {"options", "return"}  # a norm of 1 is one of 1.0
-    assert all(get_args(ours[name])[0] is int for name in ours.keys() - {"options", "return"})
+    assert {*amounts} - {"gradient_clip_val"} == ours.keys() - OTHERS  # a norm of 1 is one of 1.0
+    assert all(get_args(ours[name])[0] is int for name in ours.keys() - OTHERS)
 
 
 @pytest.mark.parametrize(("option", "shown"), [("enable_progress_bar", "training"), ("enable_model_summary", "Params")])
@@ -49,6 +54,16 @@ def test_bar_and_summary_are_shown_to_whom_it_may_concern(tiny, tmp_path, monkey
     quick = f"{tiny} --trainer.max_steps 1 --trainer.logger false"
     assert (shown in call(quick, out()).out) is default
     assert (shown in call(f"{quick} --trainer.{option} {str(not default).lower()}", out()).out) is not default
+
+
+def test_products_in_float32_are_as_precise_as_was_asked_for_and_only_there(tiny, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.chdir(tmp_path)
+    quick = f"{tiny} --trainer.max_steps 1 --trainer.logger false --run_dir runs"
+    assert_refused(call(f"{quick}/x --trainer.matmul_precision tf32"), "--trainer.matmul_precision tf32", "'highest'")
+    assert call(f"{quick}/asked --trainer.matmul_precision high").code == call(f"{quick}/usual").code == 0
+    assert call("fit --ckpt_path runs/asked --trainer.max_steps 2").code == 0
+    told = [read_record(Path(f"runs/{name}/record.json"))["matmul_precision"] for name in ("asked", "usual")]
+    assert (told, torch.get_float32_matmul_precision()) == (["high", "highest"], "highest")
 
 
 @pytest.mark.parametrize("profiler", ["simple", "advanced"])
