@@ -24,6 +24,7 @@ from app.scaling.law import HIGH, LOW, NAMES, UNDETERMINED, Fit, at_edge, check,
 from app.scaling.points import Collected, Point
 
 FIELDS = {"N": "parameters", "D": "tokens"}
+STEPS = (*FIELDS, "both", "optimal sizes")  # of what is fitted again and again, for each model
 ALL_RUNS = "all runs"
 BUDGETS = 3  # at which optima are told, between those of the cheapest and the dearest run
 NOT_DETERMINED = "not determined"
@@ -177,7 +178,7 @@ def survey(model: str, points: Sequence[Point], runs: Sequence[Point], tell: Tel
         model: Its name.
         points: Its runs, one or more.
         runs: Others, which are not fitted but predicted.
-        tell: Is called with a line about each law that was tried.
+        tell: Is called with a line about each of `STEPS`: a law that was tried, and the optimal sizes.
         options: `level`, `resamples` and `seed` of `fit`.
     """
 
@@ -195,13 +196,14 @@ def survey(model: str, points: Sequence[Point], runs: Sequence[Point], tell: Tel
         again = or_reason(without_smallest, sizes, losses_of(points), **options)
         edge = or_reason(frontier, joint.fitted, again, sizes["N"], sizes["D"], flops, points[0].epoch)
         checks = tuple(checks_of(points, runs, joint.fitted, edge))
+    tell(f"{model}, compute-optimal sizes")
     return Survey(model, tuple(points), alone, joint, edge, checks)
 
 
 def surveys_of(collected: Collected, console: Console | None = None, **options: Any) -> list[Survey]:
     """The laws of each model, in the order of the models' names; the console, if there is one, hears of each."""
     models = sorted({point.model for point in collected.points})
-    with steps((len(FIELDS) + 1) * len(models), console or Console(quiet=True)) as tell:
+    with steps(len(STEPS) * len(models), console or Console(quiet=True)) as tell:
         return [
             survey(model, *([p for p in some if p.model == model] for some in collected[:2]), tell, **options)
             for model in models

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -433,6 +434,8 @@ def scaling(capsys, *args) -> tuple[int, str, str]:
 def test_the_verb_fits_prints_and_writes(runs, tmp_path, capsys):
     out = tmp_path / "out"
     code, printed, _ = scaling(capsys, runs, "--out", out, "--resamples", 100, "--tensorboard", "true")
+    told = re.findall(r"^(\d+)/(\d+) ", printed, re.M)
+    assert [int(number) for number, _ in told] == list(range(1, int(told[0][1]) + 1))  # a bar ends when all is fitted
     assert code == 0
     assert "Transformer, 20 runs" in printed
     assert "TokenFormer, 10 runs" in printed
