@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
-from app.cli.invocation import carried_out, fail
+from app.cli.invocation import carried_out, fail, quiet_if_asked
 from app.machine import begin_in_utf8
 
 LIGHTNING_VERBS = {
@@ -63,14 +63,15 @@ def version() -> str:
     return str(tomllib.loads(text)["project"]["version"])
 
 
-def run(verb: str, args: list[str]) -> int:
-    """Carry out one verb; returns the exit code."""
-    if verb in LIGHTNING_VERBS:
-        if {"-h", "--help"} & set(args):
-            print(importlib.import_module("app.cli.help").fit_help(verb))
-            return 0
-        return int(importlib.import_module("app.run.fit").run(verb, args))
-    return int(importlib.import_module("app.cli.options").call(function_of(verb), verb, args) or 0)
+def run(verb: str, typed: list[str]) -> int:
+    """Carry out one verb with the options that were typed; returns the exit code."""
+    with quiet_if_asked(verb, typed) as args:
+        if verb in LIGHTNING_VERBS:
+            if {"-h", "--help"} & set(args):
+                print(importlib.import_module("app.cli.help").fit_help(verb))
+                return 0
+            return int(importlib.import_module("app.run.fit").run(verb, args))
+        return int(importlib.import_module("app.cli.options").call(function_of(verb), verb, args) or 0)
 
 
 def function_of(verb: str) -> Callable[..., int | None]:

@@ -26,7 +26,7 @@ from torch.distributed.tensor import DTensor
 
 from callbacks.atomic import save_atomically
 from callbacks.common import in_fit_validation, may_agree, may_wait
-from callbacks.console import say
+from callbacks.console import tell
 from callbacks.lightning_internals import (
     completes_step,
     fit_is_ending,
@@ -106,7 +106,7 @@ class Checkpoints(Checkpoint):
             self._best_score = math.inf
         self._wants_end = any(stopped_early(callback) for callback in trainer.callbacks)  # type: ignore[attr-defined]
         if self._wants_end:
-            say("EarlyStopping has ended this run already; --trainer.callbacks null lets it go on")
+            tell("EarlyStopping has ended this run already; --trainer.callbacks null lets it go on")
         trainer.should_stop |= self._wants_end
         if trainer.fast_dev_run:
             return
@@ -126,7 +126,7 @@ class Checkpoints(Checkpoint):
         if self._signum:
             sys.exit(128 + signum)
         self._signum = signum
-        say("stopping after this step, with a checkpoint; once more stops at once, without")
+        tell("stopping after this step, with a checkpoint; once more stops at once, without")
 
     def _stop_signal(self, trainer: L.Trainer) -> int:
         """The signal that any process has received, 0 for none; every process learns the same."""
@@ -203,7 +203,7 @@ class Checkpoints(Checkpoint):
         self._save_last(trainer, pl_module)
         best = best_checkpoint(Path(trainer.default_root_dir))
         if trainer.is_global_zero and not trainer.fast_dev_run and (score := best_score(best)) is not None:
-            say(f"best {MONITOR} {score:.4f}: {os.path.relpath(best)}")
+            tell(f"best {MONITOR} {score:.4f}: {os.path.relpath(best)}")
 
     def _save_or_stop(self, trainer: L.Trainer, pl_module: L.LightningModule, signum: int) -> None:
         if signum or fit_is_ending(trainer) or trainer.global_step % self.every_n_steps == 0:

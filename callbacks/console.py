@@ -15,6 +15,7 @@ import lightning as L
 from lightning.pytorch.callbacks import RichModelSummary
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich import get_console
+from rich.console import Console
 from rich.table import Table
 
 from callbacks.common import (
@@ -35,8 +36,19 @@ PREFIXES = {"validate": "val", "test": "test"}  # of the metrics of a stage
 
 @rank_zero_only
 def say(text: str) -> None:
-    """Print one line, on the first process only."""
+    """Print one line of the story, on the first process only."""
     get_console().print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+@rank_zero_only
+def tell(text: str) -> None:
+    """Print one line of what is to be known in any case, a result or a warning, on the first process only."""
+    heard().print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def heard() -> Console:
+    """Rich's own console, above whose bar lines come out; another one where that is quiet, as --quiet makes it."""
+    return Console() if get_console().quiet else get_console()
 
 
 def readable(value: float) -> str:
@@ -99,7 +111,7 @@ class Bar(ProgressBar):
     """The bar of steps, and beside them the losses; that of training is fetched from the device when it is logged."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(console_kwargs={"quiet": get_console().quiet})
         self._training: dict[str, float] = {}
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
@@ -185,11 +197,11 @@ class Narrator(L.Callback):
         if measured["batches"] == measured["of"]:
             say(f"all {measured['of']:,} {split}")
         else:
-            say(f"{measured['batches']:,} of {measured['of']:,} {split}, a part of it")
+            tell(f"{measured['batches']:,} of {measured['of']:,} {split}, a part of it")
 
     @rank_zero_only
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """The table of a validate or test run."""
         prefix = PREFIXES.get(str(trainer.state.fn.value if trainer.state.fn else ""))
         if prefix and trainer.callback_metrics:
-            get_console().print(table_of(trainer.callback_metrics, prefix))
+            heard().print(table_of(trainer.callback_metrics, prefix))

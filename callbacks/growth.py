@@ -16,7 +16,7 @@ from typing import Any
 import lightning as L
 
 from callbacks.common import in_fit_validation, log_text, logged_step, total_steps
-from callbacks.console import say
+from callbacks.console import say, tell
 from callbacks.lightning_internals import completes_step
 from callbacks.sharding import whole
 from models.base import LanguageModel
@@ -154,7 +154,7 @@ class Growth(L.Callback):
                 "more --trainer.max_steps"
             )
         if never:
-            say(f"the run ends at step {end}, before growth at {', '.join(map(str, never))}")
+            tell(f"the run ends at step {end}, before growth at {', '.join(map(str, never))}")
 
     def _check_growth(self, model: GrowableModel) -> None:
         """Raise ValueError for a step that the run is past, or whose sizes the model has already by then."""

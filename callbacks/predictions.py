@@ -11,7 +11,7 @@ import lightning as L
 from lightning.pytorch.callbacks import BasePredictionWriter
 
 from callbacks.common import text_of
-from callbacks.console import say
+from callbacks.console import tell
 from models.metrics import evaluation_of
 
 
@@ -66,7 +66,7 @@ class Predictions(BasePredictionWriter):
         self._file.close()
         path = self.path(trainer)
         unfinished(path).replace(path)
-        say(f"predictions in {path}")
+        tell(f"predictions in {path}")
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Leave no half-written file; there is no teardown then."""

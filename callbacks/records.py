@@ -30,7 +30,7 @@ from callbacks.common import (
     tensorboard_of,
     total_steps,
 )
-from callbacks.console import say, under
+from callbacks.console import tell, under
 from callbacks.dashboard import log_options
 from callbacks.growth import Growth
 from callbacks.record_file import FORMAT, RECORD, read_record
@@ -53,7 +53,7 @@ def read_or_set_aside(path: Path) -> dict[str, Any]:
         return read_record(path)
     except ValueError as error:
         path.replace(path.with_suffix(".json.damaged"))
-        say(f"{error}; it was renamed to {path.name}.damaged")
+        tell(f"{error}; it was renamed to {path.name}.damaged")
         return {}
 
 

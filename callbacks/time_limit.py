@@ -10,7 +10,7 @@ import lightning as L
 from lightning.pytorch.callbacks import Timer
 
 from callbacks.common import may_agree
-from callbacks.console import say
+from callbacks.console import tell
 from callbacks.lightning_internals import completes_step
 
 
@@ -36,4 +36,4 @@ class TimeLimit(L.Callback):
         """End the fit, in all processes, when the time of the first one is over."""
         if completes_step(trainer) and may_agree(trainer) and trainer.strategy.broadcast(time.monotonic() >= self._end):
             trainer.should_stop = True
-            say(f"--trainer.max_time {self.duration} is over at step {trainer.global_step:,}")
+            tell(f"--trainer.max_time {self.duration} is over at step {trainer.global_step:,}")

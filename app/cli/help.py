@@ -21,6 +21,7 @@ from types import NoneType
 from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from app.cli.groups import OptionGroup
+from app.cli.invocation import QUIET, TALKING
 
 ROOT = Path(__file__).resolve().parents[2]
 REQUIRED = inspect.Parameter.empty
@@ -35,6 +36,7 @@ EXAMPLES = {
     "test": ("python -m app test --ckpt_path runs/demo/checkpoints/best.ckpt",),
     "predict": ("python -m app predict --ckpt_path best --trainer.limit_predict_batches 2",),
 }
+QUIET_LINE = (QUIET, "print only results, warnings and errors")
 RUN_OPTIONS = (
     (
         "--config FILE",
@@ -48,11 +50,13 @@ RUN_OPTIONS = (
     ),
     ("--ckpt_path auto", "of fit: go on in the run's own folder if it has a checkpoint, else begin there"),
     ("--seed_everything N", "seed of initialisation, data order and growth (default: 1)"),
+    QUIET_LINE,
 )
 MEASURED_OPTIONS = (  # of validate, test and predict
     ("--ckpt_path FILE|last|best", "checkpoint to measure; brings its run's configuration, the model's options too"),
     ("--run_dir DIR", "name of the run whose last or best checkpoint is meant (default: of all runs)"),
     ("--config FILE", "YAML with any of these options"),
+    QUIET_LINE,
 )
 TRAINER_OPTIONS = (
     ("--trainer.max_steps N", "optimizer steps (default: 1000)"),
@@ -280,6 +284,7 @@ def function_help(verb: str, function: Callable[..., Any], groups: Mapping[str, 
             places.append(option._replace(kind=get_args(option.kind)[0]).line(f"{name} ..."))
         else:
             places.append(option.line(name))
+    lines += [QUIET_LINE] if verb in TALKING else []
     ends = ["[options]"] if lines else []
     usage = " ".join(["usage: python -m app", verb, *(name for name, _ in places), *ends])
     parts = [usage, "", " ".join(docstring.split("\n\n")[0].split()), ""]

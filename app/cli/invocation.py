@@ -9,13 +9,20 @@ from __future__ import annotations
 import io
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
+
+from rich import get_console
 
 from app.cli.faults import fault_message, is_short_of_memory, memory_message, one_line
 from app.machine import is_first_process, wants_traceback
 from app.stops import stopped_by_signals
 
+QUIET = "--quiet"
+TALKING = (  # verbs that talk while they run
+    "fit", "validate", "test", "predict", "generate", "bench", "scorecard", "compare", "scaling", "growth-study",
+)  # fmt: skip
 _typed: ContextVar[tuple[str, ...]] = ContextVar("typed", default=())
 
 
@@ -42,6 +49,21 @@ def carried_out(args: Sequence[str], run: Callable[[str, list[str]], int]) -> in
         return 1
     finally:
         _typed.reset(token)
+
+
+@contextmanager
+def quiet_if_asked(verb: str, args: Sequence[str]) -> Iterator[list[str]]:
+    """The options without `--quiet`, which silences rich's own console, the one place of what verbs say as they run.
+
+    Results, warnings and errors are printed all the same.
+    """
+    wants_quiet = verb in TALKING and QUIET in args
+    console = get_console()
+    before, console.quiet = console.quiet, console.quiet or wants_quiet
+    try:
+        yield [arg for arg in args if not (wants_quiet and arg == QUIET)]
+    finally:
+        get_console().quiet = before
 
 
 def fail(message: str) -> int:

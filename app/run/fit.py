@@ -64,7 +64,7 @@ from callbacks import (
     Throughput,
     TimeLimit,
 )
-from callbacks.console import Bar, ModelSummary, say
+from callbacks.console import Bar, ModelSummary, say, tell
 from callbacks.lightning_internals import watch_launched_by
 from callbacks.record_file import last_checkpoint
 from callbacks.sharding import FSDP2
@@ -221,7 +221,7 @@ class CLI(LightningCLI):
         if not self.is_finished:
             check_steps(options, steps, done, finishes=is_last)
         if (steps_of_epochs(options, batches) or 0) > steps:
-            say(f"--trainer.max_steps {steps} comes before the end of --trainer.max_epochs {options['max_epochs']}; "
+            tell(f"--trainer.max_steps {steps} comes before the end of --trainer.max_epochs {options['max_epochs']}; "
                 "--trainer.max_steps -1 trains all of them")  # fmt: skip
         return counted
 
@@ -242,7 +242,7 @@ class CLI(LightningCLI):
     def start(self) -> None:
         """Run the verb, unless it is a fit that is safe to repeat and was finished before."""
         if self.is_finished:
-            say(f"{self.run_dir} is finished; to go on, give more --trainer.max_steps")
+            tell(f"{self.run_dir} is finished; to go on, give more --trainer.max_steps")
             return
         announce_run_dir(self.run_dir)
         kwargs = {"return_predictions": False} if self.verb == "predict" else {}
@@ -311,6 +311,6 @@ def run(verb: str, args: list[str]) -> int:
         try:
             cli.start()
         except RunStopped as stop:
-            say(f"stopped; go on with `python -m app fit --ckpt_path {stop.checkpoint}`")
+            tell(f"stopped; go on with `python -m app fit --ckpt_path {stop.checkpoint}`")
             return 128 + stop.signum
     return 0

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from app.cli.checks import at_least_one
 from app.machine import Device, MatmulPrecision, check_compiler, find_device, float32_products
+from app.output.progress import announce
 
 if TYPE_CHECKING:  # else torch is imported inside functions: `generate --help` answers at once
     from models.base import LanguageModel
@@ -79,7 +80,7 @@ def generate(
         stream = model.stream(prompt_BT, max_new_tokens, temperature, top_k, generator, compile)
         letters_B = (tuple(characters[token] for token in token_B.tolist()) for token_B in stream)
         write(text, meter.watched(letters_B), num_samples, stop)
-    print(meter.report(compile), file=sys.stderr)
+    announce(meter.report(compile), sys.stderr)
 
 
 # The prompt, and what else is asked for -------------------------------------------------------------------------------

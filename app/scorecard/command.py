@@ -15,6 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from rich import get_console
+
 from app.cli.checks import at_least_one, check_folder, check_seed
 from app.cli.groups import OptionGroup
 from app.cli.invocation import command_line
@@ -99,7 +101,7 @@ def conclude(
     from app.scorecard.report import report_all_cards, report_card
 
     def tell(doing: str) -> None:
-        console.print(f"[dim]{doing}[/]", highlight=False)
+        get_console().print(f"[dim]{doing}[/]", highlight=False)
 
     with num_threads(threads):
         surveyor = Surveyor(study, budget, device, tell)

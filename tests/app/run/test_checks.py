@@ -1,6 +1,7 @@
 """Options of Lightning's Trainer: each is honoured or refused by name, and what Lightning says names the option."""
 
 import inspect
+import re
 from io import StringIO
 from pathlib import Path
 from typing import get_args, get_type_hints
@@ -54,6 +55,18 @@ def test_bar_and_summary_are_shown_to_whom_it_may_concern(tiny, tmp_path, monkey
     quick = f"{tiny} --trainer.max_steps 1 --trainer.logger false"
     assert (shown in call(quick, out()).out) is default
     assert (shown in call(f"{quick} --trainer.{option} {str(not default).lower()}", out()).out) is not default
+
+
+def test_who_asks_for_quiet_reads_results_warnings_and_errors(tiny, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.chdir(tmp_path)
+    fit = call(f"{tiny} --quiet --run_dir runs/x --trainer.max_epochs 1000", Terminal())
+    warning = r"--trainer.max_steps 12 comes before the end of --trainer.max_epochs 1000; .*"
+    assert re.fullmatch(rf"{warning}\nbest val/loss [\d.]+: runs/x/checkpoints/best.ckpt\n", fit.out)
+    measured = call("validate --quiet --ckpt_path best --trainer.limit_val_batches 1").out.splitlines()
+    assert "batches of the val split, a part of it" in measured[0]
+    assert measured[1].strip() == "val split"
+    assert_refused(call(f"{tiny} --quiet --run_dir runs/x --trainer.max_stepz 1"), "--trainer.max_stepz")
+    assert "run folder: runs/y" in call(f"{tiny} --run_dir runs/y --trainer.max_steps 1").out
 
 
 def test_products_in_float32_are_as_precise_as_was_asked_for_and_only_there(tiny, tmp_path, monkeypatch):  # noqa: F811
