@@ -92,12 +92,17 @@ def bench(
         about = about_machine(settings.device)
         for name in names:
             found.extend(BENCHMARKS[name].run(name, settings))
+    report(found, about, console, json)
+    return 0
+
+
+def report(found: list[Result | Curve], about: dict[str, Any], console: Console, json: Path | None) -> None:
+    """Print what was found, and about which machine; write it to a file, too, if one is named."""
     for part in renderables(found):
         console.print(part, highlight=False)
     console.print(", ".join(f"{key} {value}" for key, value in about.items()))
     if json is not None:
         write_json(json, {"machine": about, "results": [result.plain() for result in found]}, indent=2)
-    return 0
 
 
 def expand(what: str | list[Name]) -> tuple[str, ...]:
