@@ -257,13 +257,14 @@ class LanguageModel(L.LightningModule):
         torch.manual_seed(mixed_seed(self.seed, self.global_rank, batch_number))
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Count the scored positions of a training batch while it is here; copy it where a GPU takes it unwaited."""
-        if self.trainer.training:
-            inputs_BT, targets_BT = batch
-            batch = inputs_BT, targets_BT, int((targets_BT != IGNORED).sum())
+        """Count the scored positions of a training batch before it is sent, from where a GPU fetches it by itself."""
+        inputs_BT, targets_BT = batch
+        if not targets_BT.is_cpu:
+            return batch
+        counted = (int((targets_BT != IGNORED).sum()),) if self.trainer.training else ()
         if self.device.type == "cuda":
-            batch = tuple(part.pin_memory() if isinstance(part, Tensor) else part for part in batch)
-        return batch
+            inputs_BT, targets_BT = inputs_BT.pin_memory(), targets_BT.pin_memory()
+        return inputs_BT, targets_BT, *counted
 
     def training_step(self, batch: Batch | CountedBatch, batch_idx: int) -> Tensor:
         """The loss; counts the batch's tokens and FLOPs over all processes."""
