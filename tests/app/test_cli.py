@@ -159,7 +159,7 @@ def test_help_of_a_verb_that_measures_lists_no_option_of_training(verb):
     assert {"--ckpt_path", "--run_dir", "--config", "--trainer.accelerator"} <= options.keys()
     assert {name for name in known_names() if name.startswith("--data.")} <= options.keys()
     groups = {option.partition(".")[0] for option in options}
-    assert groups == {"--ckpt_path", "--run_dir", "--config", "--data", "--trainer"}
+    assert groups == {"--ckpt_path", "--run_dir", "--config", "--quiet", "--data", "--trainer"}
     assert not {"--trainer.max_steps", "--trainer.gradient_clip_val"} & options.keys()
 
 
