@@ -84,6 +84,11 @@ def new_ring(batch_size: int, memory_len: int, like: Tensor, width: int) -> Tens
     return like.new_zeros(batch_size, memory_len + EXTRA_ROWS, width, dtype=accumulation_dtype(like.dtype))
 
 
+def written(ring_BMD: Tensor, start: int | Tensor) -> Tensor:
+    """The rows of a ring that something may be recalled from: before the first position the last ones alone."""
+    return ring_BMD[:, -EXTRA_ROWS:] if isinstance(start, int) and start == 0 else ring_BMD
+
+
 def remember(ring_BMD: Tensor, x_BTD: Tensor, start: int | Tensor) -> None:
     """Write the values of positions from `start` on into their rows of a ring."""
     M, T = ring_BMD.size(1) - EXTRA_ROWS, x_BTD.size(1)
@@ -205,12 +210,13 @@ def latest(contexts: Sorted, num_matches: int) -> tuple[Tensor, Tensor]:
 def joined_rows(next_BTC: Tensor, start: int, memory_len: int) -> Tensor:
     """Rows of a prefill from position `start`, given the positions that came next after candidates, 0 for none.
 
-    They count through the ring of each sequence and then its T positions at hand: (B, T, C) -> (B T, 1 + A + C).
+    They count through the ring of each sequence, of which there are the last rows alone where nothing was read before,
+    and then its T positions at hand: (B, T, C) -> (B T, 1 + A + C).
     """
-    (B, T, _), M, device = next_BTC.shape, memory_len, next_BTC.device
+    (B, T, _), M, device = next_BTC.shape, memory_len if start else 0, next_BTC.device
     number_BTA = opening(torch.arange(start, start + T, device=device)).expand(B, T, OPENING)
     next_BTC = torch.cat((number_BTA, next_BTC), 2)
-    old_BTC = torch.cat((M - 1 + number_BTA, next_BTC[..., OPENING:] % M), 2)
+    old_BTC = torch.cat((M - 1 + number_BTA, next_BTC[..., OPENING:] % memory_len), 2)
     row_BTC = torch.where(next_BTC < start, old_BTC, next_BTC - start + M + EXTRA_ROWS).clamp(min=0)
     row_BTC = F.pad(row_BTC, (1, 0), value=M + OPENING)
     row_BTC += (M + EXTRA_ROWS + T) * torch.arange(B, device=device).view(-1, 1, 1)

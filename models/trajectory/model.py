@@ -40,7 +40,7 @@ from models.growth import GrowableModel
 from models.layers import Norm, check_heads, check_positive, init_input, init_output, kept, norm_named
 from models.local_mixing import LocalMixing, LocalMixingKind
 from models.scan import accumulation_dtype, full_precision
-from models.trajectory.index import EXTRA_ROWS, ContextIndex, Rows, new_ring, remember
+from models.trajectory.index import EXTRA_ROWS, ContextIndex, Rows, new_ring, remember, written
 from models.trajectory.links import OPENING, SPANS, Candidates, Links
 from models.trajectory.recall import recall, recall_weights
 
@@ -157,7 +157,7 @@ class TrajectoryMemory(nn.Module):
         inputs_BTD = torch.cat((state.inputs, x_BTD), 1)
         z_BTD = trajectory(inputs_BTD, self.lags)[:, -x_BTD.size(1) :]
         value_BTD = x_BTD.to(state.ring.dtype)
-        table = torch.cat((state.ring, value_BTD), 1)
+        table = torch.cat((written(state.ring, rows.start), value_BTD), 1)
         y_BTD = self.recalled(table, self.scores(z_BTD.flatten(0, 1)), rows).view_as(x_BTD).to(x_BTD.dtype)
         remember(state.ring, value_BTD, rows.start)
         inputs_BRD = kept(inputs_BTD[:, -1 - state.inputs.size(1) :])[:, 1:]  # as `step` leaves them in memory
