@@ -195,7 +195,7 @@ def fakes(monkeypatch):
         if isinstance(benchmark, benchmarks.Benchmark):
             fake = benchmarks.Benchmark(f"{name} / else", targets.get(name, 2.0), fake_measure)
         else:
-            fake = benchmarks.Survey(lambda *_, **__: [])
+            fake = benchmarks.Survey(lambda *_, **__: [], (8,), lambda settings: 1)
         monkeypatch.setitem(benchmarks.BENCHMARKS, name, fake)
 
 
