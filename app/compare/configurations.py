@@ -116,6 +116,19 @@ def build(chosen: Experiment, vocab_size: int, options: Mapping[str, Any]) -> La
 
 
 @cache
+def width_options(folder: Path, task: str, name: str, d_model: int) -> dict[str, Any]:
+    """What a width, 0 for that of the experiment file, changes of the model's options; ValueError if it is refused."""
+    chosen = experiment(folder, task, name)
+    try:
+        options = chosen.model.at_width(chosen.model_options, d_model) if d_model else {}
+        build(chosen, data_of(folder, task, name).vocab_size, options)
+    except ValueError as error:
+        width = f" at --d_models {d_model}" if d_model else ""
+        raise ValueError(f"{chosen.path}{width}: {error}") from error
+    return options
+
+
+@cache
 def model_options(folder: Path, task: str, name: str, d_model: int, choices: tuple[Choice, ...]) -> dict[str, Any]:
     """What a width and a trial change of the model's options.
 
@@ -123,13 +136,8 @@ def model_options(folder: Path, task: str, name: str, d_model: int, choices: tup
     ValueError if it refuses the width alone.
     """
     chosen, vocab_size = experiment(folder, task, name), data_of(folder, task, name).vocab_size
+    options = width_options(folder, task, name, d_model)
     everything = dict(pair for choice in choices for pair in choice)
-    try:
-        options = chosen.model.at_width(chosen.model_options, d_model) if d_model else {}
-        build(chosen, vocab_size, options)
-    except ValueError as error:
-        width = f" at --d_models {d_model}" if d_model else ""
-        raise ValueError(f"{chosen.path}{width}: {error}") from error
     if accepts(chosen, vocab_size, options | everything):
         return options | everything
     for choice in choices:
