@@ -169,10 +169,10 @@ def test_a_run_is_one_folder_of_events_whose_first_groups_are_the_curves(tmp_pat
     fit(tmp_path / "run", *watching(), Samples(), Growth(steps=[5], num_param_tokens=[12]), log_every_n_steps=1)
     assert {path.parent.name for path in tmp_path.rglob("events*")} == {"run"}
     logged = scalars(tmp_path / "run")
-    assert list(dict.fromkeys(tag.partition("/")[0] for tag in sorted(logged)))[:2] == [
-        "by_megaflops",
-        "by_milliseconds",
-    ]
+    in_time_series = sorted(logged, key=lambda tag: tag.translate({ord("/"): "\0", ord("_"): "\0"}))  # before letters
+    groups = list(dict.fromkeys(tag.partition("/")[0] for tag in in_time_series))
+    assert groups[:2] == ["by_megaflops", "by_milliseconds"]
+    assert {tag.partition("/")[0] for tag in sorted(logged)[:5]} == {"by-run"}  # which are the columns of HParams
     assert "epoch" not in logged
     for group in ("by_tokens", "by_megaflops"):  # a toy's points are told apart
         steps = [step for step, _ in logged[f"{group}/train_loss"]]
