@@ -12,6 +12,8 @@ import hypothesis
 import pytest
 import torch
 
+import app.compare.command  # noqa: F401 # its default paths are relative to where it is imported, no test's folder
+
 torch.set_num_threads(1)
 
 # Timing says nothing on a shared machine; in CI the examples are the same in every run.
