@@ -14,7 +14,7 @@ from types import MappingProxyType
 from app.__main__ import main
 
 OUTPUT, ERRORS = "output.txt", "errors.txt"
-TIMEOUT = 60.0  # seconds that no command of the tests takes
+TIMEOUT = 300.0  # seconds that no command of the tests takes, on the slowest machine
 NOTHING: Mapping[str, str] = MappingProxyType({})
 
 

@@ -119,7 +119,7 @@ def test_the_locale_decides_nothing(tiny, tmp_path):  # noqa: F811
     line = [*tiny.split(), "--config", config.name, "--run_dir", "runs/maté"]
     process = subprocess.run(
         [sys.executable, "-m", "app", *line], cwd=tmp_path, env=os.environ | NARROW | {"PYTHONPATH": str(ROOT)},
-        capture_output=True, timeout=120, check=False,
+        capture_output=True, timeout=300, check=False,
     )  # fmt: skip
     assert (process.returncode, process.stderr) == (0, b"")
     assert b"run folder: runs/mat?\n" in process.stdout

@@ -59,7 +59,7 @@ def commands(block: str) -> list[list[str]]:
     stubs = "\n".join(f'{name}() {{ printf "%q " {name} "$@"; echo; }}' for name in PROGRAMS)
     process = subprocess.run(
         ["/bin/bash", "-c", f"set -euo pipefail; shopt -s failglob\n{stubs}\n{block}"], cwd=ROOT, text=True,
-        env={"PATH": "", "NODE_RANK": "0", "MASTER_ADDR": "localhost"}, capture_output=True, timeout=60,
+        env={"PATH": "", "NODE_RANK": "0", "MASTER_ADDR": "localhost"}, capture_output=True, timeout=300,
     )  # fmt: skip
     assert (process.returncode, process.stderr) == (0, ""), f"{process.stderr}\n{block}"
     return [shlex.split(line) for line in process.stdout.splitlines()]
@@ -109,7 +109,7 @@ def test_the_first_commands_run_one_after_the_other(folder):
     first, *others = commands_of("README.md", "test")
     process = subprocess.run(
         [sys.executable, *first[1:]], env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
-        timeout=120,
+        timeout=300,
     )  # fmt: skip
     assert (process.returncode, process.stderr) == (0, "")
     run_here(others)
@@ -263,7 +263,7 @@ def printed(copy) -> str:
     run = "\n".join(f"assert main({line}) == 0" for line in lines)
     process = subprocess.run(
         [sys.executable, "-c", f"from app.__main__ import main{STREAMS}{COUNTS}{run}"], cwd=copy, capture_output=True,
-        text=True, timeout=120,
+        text=True, timeout=300,
     )  # fmt: skip
     assert (process.returncode, process.stderr) == (0, "")
     return process.stdout

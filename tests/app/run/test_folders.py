@@ -80,7 +80,7 @@ def test_processes_that_start_together_get_a_folder_each(tmp_path):
         process.stdin.flush()
     names = {process.stdout.readline().strip() for process in together}
     for process in together:
-        process.communicate("\n", timeout=30)
+        process.communicate("\n", timeout=300)
         assert process.returncode == 0
     assert names == {"a", *(f"a-{number}" for number in range(2, 7))}
 
