@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from app.gpu.checks import Check
-from app.gpu.runs import Bench, RunError
+from app.gpu.runs import Bench, RunError, failed
 from app.output.numbers import three_digits
 
 PART = "bench"
@@ -25,7 +25,7 @@ def ratios(names: tuple[str, ...], bench: Bench, repeats: int) -> Iterator[Check
                 "bench", what, "--repeats", str(repeats), "--device", bench.device, "--json", str(path), *options
             )
         except RunError as error:
-            yield Check(PART, f"bench {what}", str(error), "ratios", False)
+            yield failed(PART, f"bench {what}", "ratios", error)
             continue
         for result in json.loads(path.read_text(encoding="utf-8"))["results"]:
             yield row(result)

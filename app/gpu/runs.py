@@ -34,6 +34,10 @@ class RunError(Exception):
     """A command that did not do what it should; the text says why."""
 
 
+class LateError(RunError):
+    """A command that was not begun, as the time was up."""
+
+
 @dataclass(frozen=True)
 class Bench:
     """Where runs are tried.
@@ -58,7 +62,7 @@ class Bench:
 def command_output(words: Sequence[str], seconds: float) -> str:
     """What `python -m app WORDS` prints, errors included; RunError if it fails, or takes longer than this."""
     if seconds <= 0:
-        raise RunError("not begun: the time was up")
+        raise LateError("not begun: the time was up")
     try:
         process = subprocess.run(
             [sys.executable, "-m", "app", *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8",
@@ -116,7 +120,12 @@ def attempted(part: str, what: str, wanted: str, work: Callable[[], str]) -> Che
     try:
         return Check(part, what, work(), wanted, True)
     except RunError as error:
-        return Check(part, what, str(error), wanted, False)
+        return failed(part, what, wanted, error)
+
+
+def failed(part: str, what: str, wanted: str, error: RunError) -> Check:
+    """The check of what did not do as it should; what was not begun has not failed."""
+    return Check(part, what, str(error), wanted, None if isinstance(error, LateError) else False)
 
 
 def training_and_writing(model: str, bench: Bench) -> Sequence[Check]:

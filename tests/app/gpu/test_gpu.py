@@ -129,8 +129,10 @@ def test_ratios_are_rows_and_a_failed_benchmark_is_one(bench, monkeypatch):
     assert (inference.passed, inference.found) == (False, "exit code 1: broken")
 
 
-def test_what_comes_after_the_deadline_is_named(bench):
+def test_what_comes_after_the_deadline_is_named_and_no_failure(bench):
     late = replace(bench, deadline=0.0)
+    found = [*runs.training(("Palm",), late), *runs.distributed(("Palm",), late), *ratios.ratios(("Palm",), late, 1)]
+    assert {(check.found, check.passed) for check in found} == {("not begun: the time was up", None)}
     assert [check.found for check in checks(["training", "bench"], ("Palm",), late, 1)] == [
         "not begun: the time was up"
     ] * 2
