@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 Device = Literal["auto", "cpu", "cuda"]
+ACCELERATORS = {"cpu": "cpu", "cuda": "gpu"}  # Lightning's names of devices
 MatmulPrecision = Literal["highest", "high", "medium"]  # PyTorch's names
 TRACEBACK_VARIABLE = "GREENHOUSE_TRACEBACK"  # set by a user who wants to see where a message comes from
 RUN_DIR_VARIABLE = "GREENHOUSE_RUN_DIR"  # tells the processes that the first one launches which folder it chose

@@ -114,10 +114,7 @@ def expand(what: str | list[Name]) -> tuple[str, ...]:
 
 def check_options(repeats: int, threads: int | None, json: Path | None) -> None:
     """Raise ValueError for what would fail only after minutes of measuring."""
-    if repeats < 1:
-        raise ValueError(f"--repeats is {repeats}; it must be at least 1")
-    if threads is not None and threads < 1:
-        raise ValueError(f"--threads is {threads}; it must be at least 1")
+    at_least_one(repeats=repeats, threads=threads)
     if json is not None:
         check_file("--json", json)
         if not json.parent.is_dir():

@@ -16,7 +16,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from app.benchmark.mixers import Models, Samples, build, chosen_models, curves, decoding_seconds, per_token
+from app.benchmark.mixers import Models, Samples, build, chosen_models, curves, decoding_seconds, per_token, values_of
 from app.benchmark.results import Curve, Quantity
 from app.benchmark.timing import in_turn, nothing
 from app.benchmark.workloads import VOCAB_SIZE, Stream, waiting_for
@@ -71,13 +71,9 @@ def reading_seconds(
 
 def own_curves(quantity: Quantity, prefills: Mapping[int, Samples], forwards: Mapping[int, Samples]) -> list[Curve]:
     """A curve for each model, the baseline of which is its own forward pass."""
-
-    def values(name: str, samples: Mapping[int, Samples]) -> tuple[tuple[float, ...], ...]:
-        return tuple(tuple(of_all[name]) for of_all in samples.values())
-
     names = next(iter(prefills.values()))
     return [
-        Curve(quantity, name, FORWARD, tuple(prefills), values(name, prefills), values(name, forwards))
+        Curve(quantity, name, FORWARD, tuple(prefills), values_of(name, prefills), values_of(name, forwards))
         for name in names
     ]
 

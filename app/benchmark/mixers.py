@@ -112,16 +112,17 @@ def claimed_target(quantity: Quantity, model: LanguageModel, seq_lens: Sequence[
     return None if claimed is None else claimed + SLACK
 
 
+def values_of(name: str, samples: Mapping[int, Samples]) -> tuple[tuple[float, ...], ...]:
+    """A model's values at each length, one a round."""
+    return tuple(tuple(of_all[name]) for of_all in samples.values())
+
+
 def curves(quantity: Quantity, compared: Models, samples: Mapping[int, Samples], timed: bool = True) -> list[Curve]:
     """A curve for each model out of the samples at each length; only times have a target."""
     seq_lens = tuple(samples)
-
-    def values(name: str) -> tuple[tuple[float, ...], ...]:
-        return tuple(tuple(of_all[name]) for of_all in samples.values())
-
     return [
         Curve(
-            quantity, name, BASELINE, seq_lens, values(name), values(BASELINE),
+            quantity, name, BASELINE, seq_lens, values_of(name, samples), values_of(BASELINE, samples),
             claimed_target(quantity, model, seq_lens) if timed else None,
         )
         for name, model in compared.items()

@@ -63,7 +63,7 @@ def quiet_if_asked(verb: str, args: Sequence[str]) -> Iterator[list[str]]:
     try:
         yield [arg for arg in args if not (wants_quiet and arg == QUIET)]
     finally:
-        get_console().quiet = before
+        console.quiet = before
 
 
 def fail(message: str) -> int:

@@ -18,7 +18,7 @@ class Check:
     """One thing that was tried.
 
     Attributes:
-        part: What it belongs to, a key of `app.gpu.command.PARTS`.
+        part: What it belongs to, one of `app.gpu.command.Part`.
         what: What was tried, in words.
         found: What came out.
         wanted: What should come out; empty where a number is only to be known.

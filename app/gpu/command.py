@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Literal, get_args
 
-from app.cli.checks import check_folder, unique
+from app.cli.checks import at_least_one, check_folder, unique
 from app.cli.invocation import command_line
 from app.cli.names import known_models
 from app.machine import about_machine, check_compiler, find_device, num_gpus
@@ -56,8 +56,7 @@ def gpu(
     names = known_models(models)
     if not 0 < minutes < float("inf"):
         raise ValueError(f"--minutes is {minutes}; it must be a number above 0")
-    if repeats < 1:
-        raise ValueError(f"--repeats is {repeats}; it must be at least 1")
+    at_least_one(repeats=repeats)
     check_folder("--out", out)
     announce(f"gpu: {', '.join(wanted)} of {', '.join(names)}")
     place = find_device(device)

@@ -6,7 +6,6 @@ Shapes: B batch, T time, V vocabulary.
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Iterator
 
 import torch
@@ -14,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import models
+from app.benchmark.inference import compiled_anew
 from app.benchmark.workloads import VOCAB_SIZE
 from app.gpu.checks import Check, at_most
 from models.base import Batch, LanguageModel
@@ -63,17 +63,14 @@ def gradient(model: LanguageModel, batch: Batch) -> Tensor:
 def fast_training(model: LanguageModel, batch: Batch, wanted: Tensor, device: str, compile: bool) -> Check:
     """The direction of the gradient in bf16-mixed, compiled if so wished, against that of the CPU in float32."""
     what = f"{type(model).__name__}: gradient, bf16-mixed{', compiled' * compile}, 1 - cosine to the CPU's in float32"
-    torch.compiler.reset()
     twin = build(type(model).__name__, compile)
     twin.load_state_dict(model.state_dict())
     try:
         twin.configure_model()  # which compiles
-        with torch.autocast(device, torch.bfloat16):
+        with compiled_anew(), torch.autocast(device, torch.bfloat16):
             found = gradient(twin.to(device), batch)
     except Exception as error:  # of the compiler, of which there are many kinds: the other checks go on
         return Check(PART, what, f"{type(error).__name__}: {str(error).splitlines()[0]}", "no error", False)
-    finally:
-        torch.compiler.reset()
     return at_most(PART, what, 1 - float(F.cosine_similarity(found, wanted, dim=0)), DIRECTION_BAR)
 
 
@@ -86,5 +83,4 @@ def apart(model: LanguageModel, tokens_BT: Tensor) -> float:
     for t in range(PREFILLED, tokens_BT.size(1)):
         logits_BV, state = model.step(tokens_BT[:, t], state)
         distances.append((logits_BV - parallel_BTV[:, t]).abs().max())
-    greatest = float(torch.stack(distances).max())
-    return greatest if math.isfinite(greatest) else math.inf
+    return float(torch.stack(distances).max())

@@ -17,11 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from app.gpu.checks import Check
-from app.machine import num_cores
+from app.machine import ACCELERATORS, num_cores
 from callbacks.record_file import RECORD, read_record
 
 TRAINING, DISTRIBUTED = "training", "distributed"
-ACCELERATORS = {"cpu": "cpu", "cuda": "gpu"}  # Lightning's names of devices
 STEPS, GROWS_AT, MORE_STEPS = 40, 20, 60  # of the first fit, of its growth, and of both fits together
 WANTED = f"{MORE_STEPS} steps, an exact growth, loss falls"
 WRITTEN = 64  # characters a sample

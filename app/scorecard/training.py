@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from app.machine import ACCELERATORS
 from app.scorecard.candidates import Spec, baseline
 from app.study.study import Planned, Record, as_options
 from datamodules.char_text import split_text
@@ -23,7 +24,6 @@ BINDING = "binding"
 LONGER = (1, 4, 16, 64)  # window lengths of text, in those trained on
 EASIEST = (64, 4)  # (T, N) of recall that is also asked by value
 SPLIT = "90/5/5"  # of text
-ACCELERATORS = {"cpu": "cpu", "cuda": "gpu"}  # Lightning's names of devices
 NAME_DIGITS = 8  # of the options, in a training's name
 
 

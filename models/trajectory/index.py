@@ -86,7 +86,7 @@ def new_ring(batch_size: int, memory_len: int, like: Tensor, width: int) -> Tens
 
 def written(ring_BMD: Tensor, start: int | Tensor) -> Tensor:
     """The rows of a ring that something may be recalled from: before the first position the last ones alone."""
-    return ring_BMD[:, -EXTRA_ROWS:] if isinstance(start, int) and start == 0 else ring_BMD
+    return ring_BMD if start else ring_BMD[:, -EXTRA_ROWS:]
 
 
 def remember(ring_BMD: Tensor, x_BTD: Tensor, start: int | Tensor) -> None:

@@ -21,7 +21,7 @@ import yaml
 from app.__main__ import FUNCTION_VERBS, LIGHTNING_VERBS, function_of, main
 from app.cli.help import choices, known_names
 from app.run.checkpoints import read_checkpoint
-from tests.app.forked import ERRORS, OUTPUT, begin, end, tell, wait_for
+from tests.app.forked import ERRORS, OUTPUT, TIMEOUT, begin, end, tell, wait_for
 from tests.app.growth_study.toys import study
 from tests.app.run.test_resume import assert_same_run
 
@@ -235,7 +235,7 @@ def loaded_by(lines: list[list[str]], modules: set[str]) -> str:
         "    except SystemExit: pass\n"
         f"print('loaded:', *({modules} & set(sys.modules)))"
     )
-    process = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    process = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT)
     assert process.returncode == 0, process.stderr
     return process.stdout.rpartition("loaded:")[2].strip()
 
@@ -663,7 +663,7 @@ def test_a_mistake_gives_one_line_and_leaves_nothing(here, tiny, line):
 
 def test_a_mistake_shows_no_traceback_in_a_process_of_its_own(here):
     process = start("test --ckpt_path truncated.ckpt", here)
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=TIMEOUT)
     assert_refused(Outcome(process.returncode, out, err), "--ckpt_path truncated.ckpt")
     assert out == ""
 
@@ -705,7 +705,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_the_last_good_checkpoint(a
 
 def test_a_normal_run_says_what_a_person_wants_to_know_and_nothing_else(tiny, tmp_path):
     process = start(f"{tiny} --run_dir runs/one", tmp_path)
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=TIMEOUT)
     assert (process.returncode, err) == (0, "")
     for part in (
         "TokenFormer, 1,888 parameters, on 1 x CPU (32-true), 12 steps\n",  # what runs, on what

@@ -15,6 +15,7 @@ from app.__main__ import main
 from app.cli import faults
 from app.cli.checks import check_file, check_folder
 from app.machine import TRACEBACK_VARIABLE
+from tests.app.forked import TIMEOUT
 from tests.app.test_cli import CONFIGS, ROOT, assert_refused, call, here, scratch, tiny  # noqa: F401 - fixtures among them
 
 NARROW = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}  # where Python takes ASCII for all encoding
@@ -119,7 +120,7 @@ def test_the_locale_decides_nothing(tiny, tmp_path):  # noqa: F811
     line = [*tiny.split(), "--config", config.name, "--run_dir", "runs/maté"]
     process = subprocess.run(
         [sys.executable, "-m", "app", *line], cwd=tmp_path, env=os.environ | NARROW | {"PYTHONPATH": str(ROOT)},
-        capture_output=True, timeout=300, check=False,
+        capture_output=True, timeout=TIMEOUT, check=False,
     )  # fmt: skip
     assert (process.returncode, process.stderr) == (0, b"")
     assert b"run folder: runs/mat?\n" in process.stdout

@@ -22,6 +22,7 @@ from app.__main__ import FUNCTION_VERBS, LIGHTNING_VERBS, function_of
 from app.cli.help import fit_help
 from app.cli.names import model_names
 from datamodules.corpora import DOWNLOADS, PYTHON_STDLIB, Corpus, load_corpus
+from tests.app.forked import TIMEOUT
 from tests.app.test_cli import call
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -59,7 +60,7 @@ def commands(block: str) -> list[list[str]]:
     stubs = "\n".join(f'{name}() {{ printf "%q " {name} "$@"; echo; }}' for name in PROGRAMS)
     process = subprocess.run(
         ["/bin/bash", "-c", f"set -euo pipefail; shopt -s failglob\n{stubs}\n{block}"], cwd=ROOT, text=True,
-        env={"PATH": "", "NODE_RANK": "0", "MASTER_ADDR": "localhost"}, capture_output=True, timeout=300,
+        env={"PATH": "", "NODE_RANK": "0", "MASTER_ADDR": "localhost"}, capture_output=True, timeout=TIMEOUT,
     )  # fmt: skip
     assert (process.returncode, process.stderr) == (0, ""), f"{process.stderr}\n{block}"
     return [shlex.split(line) for line in process.stdout.splitlines()]
@@ -109,7 +110,7 @@ def test_the_first_commands_run_one_after_the_other(folder):
     first, *others = commands_of("README.md", "test")
     process = subprocess.run(
         [sys.executable, *first[1:]], env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
-        timeout=300,
+        timeout=TIMEOUT,
     )  # fmt: skip
     assert (process.returncode, process.stderr) == (0, "")
     run_here(others)
@@ -200,6 +201,8 @@ def test_configuration_files_open_with_a_command_that_is_understood_and_hold_no_
     texts = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in files}
     openings = {file: re.match(r"(?:# python -m app .*\n)+", text)[0] for file, text in texts.items()}
     assert texts
+    if folder_of_files == "experiment":
+        assert all(re.search("^run_dir: runs/", text, re.M) for text in texts.values())
     opened = [c for opening in openings.values() for c in commands(opening.replace("# ", ""))]
     unread = [file for file, opening in openings.items() if f"--config {file}" not in opening]  # that of `demo`
     assert_understood([*opened, *(["python", "-m", "app", "fit", "--config", file] for file in unread)], monkeypatch)
@@ -263,7 +266,7 @@ def printed(copy) -> str:
     run = "\n".join(f"assert main({line}) == 0" for line in lines)
     process = subprocess.run(
         [sys.executable, "-c", f"from app.__main__ import main{STREAMS}{COUNTS}{run}"], cwd=copy, capture_output=True,
-        text=True, timeout=300,
+        text=True, timeout=TIMEOUT,
     )  # fmt: skip
     assert (process.returncode, process.stderr) == (0, "")
     return process.stdout

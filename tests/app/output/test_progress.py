@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from app.output.progress import steps
+from tests.app.forked import TIMEOUT
 
 ROOT = Path(__file__).resolve().parents[3]
 FIRST_WORDS = """
@@ -39,7 +40,7 @@ main(sys.argv[1:])
 ])  # fmt: skip
 def test_the_first_line_comes_before_torch_is_loaded(command, words):
     process = subprocess.run(
-        [sys.executable, "-c", FIRST_WORDS, *command], cwd=ROOT, capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", FIRST_WORDS, *command], cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT
     )
     assert (process.returncode, process.stderr) == (7, f"{words} False\n")
 

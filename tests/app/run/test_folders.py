@@ -14,7 +14,7 @@ import yaml
 
 from app.run.checkpoints import read_checkpoint
 from app.run.folders import LOCK, find_checkpoint, held, new_run_folder, same_run_folder
-from tests.app.forked import begin, end, tell, wait_for
+from tests.app.forked import TIMEOUT, begin, end, tell, wait_for
 from tests.app.run.test_resume import assert_same_run
 from tests.app.test_cli import ROOT, SIZES, assert_refused, call, files
 from tests.callbacks.test_callbacks import scalars
@@ -80,7 +80,7 @@ def test_processes_that_start_together_get_a_folder_each(tmp_path):
         process.stdin.flush()
     names = {process.stdout.readline().strip() for process in together}
     for process in together:
-        process.communicate("\n", timeout=300)
+        process.communicate("\n", timeout=TIMEOUT)
         assert process.returncode == 0
     assert names == {"a", *(f"a-{number}" for number in range(2, 7))}
 
