@@ -78,10 +78,12 @@ class Rows(NamedTuple):
 def new_ring(batch_size: int, memory_len: int, like: Tensor, width: int) -> Tensor:
     """A ring without values, (B, M + A + 2, D).
 
-    A position's row is its number modulo M. Then come the opening, positions 1, ..., A or the latest one before them,
-    zeros, and what is written where nothing is to be kept.
+    A position's row is its number modulo M: before it is written it holds anything, and nothing reads it. Then come the
+    opening, positions 1, ..., A or the latest one before them, zeros, and what is written where nothing is to be kept.
     """
-    return like.new_zeros(batch_size, memory_len + EXTRA_ROWS, width, dtype=accumulation_dtype(like.dtype))
+    ring = like.new_empty(batch_size, memory_len + EXTRA_ROWS, width, dtype=accumulation_dtype(like.dtype))
+    ring[:, memory_len:] = 0
+    return ring
 
 
 def written(ring_BMD: Tensor, start: int | Tensor) -> Tensor:
@@ -92,12 +94,16 @@ def written(ring_BMD: Tensor, start: int | Tensor) -> Tensor:
 def remember(ring_BMD: Tensor, x_BTD: Tensor, start: int | Tensor) -> None:
     """Write the values of positions from `start` on into their rows of a ring."""
     M, T = ring_BMD.size(1) - EXTRA_ROWS, x_BTD.size(1)
-    if T == 1 and isinstance(start, int):
-        ring_BMD[:, start % M] = x_BTD[:, 0]
+    if isinstance(start, int):
+        row = (start + max(T - M, 0)) % M
+        to_end_BTD, from_front_BTD = x_BTD[:, -M:].tensor_split((M - row,), 1)
+        ring_BMD[:, row : row + to_end_BTD.size(1)] = to_end_BTD
+        if from_front_BTD.size(1):
+            ring_BMD[:, : from_front_BTD.size(1)] = from_front_BTD
+        if start > OPENING:
+            return
     else:
         ring_BMD[:, (torch.arange(T, device=x_BTD.device)[-M:] + start) % M] = x_BTD[:, -M:]
-    if isinstance(start, int) and start > OPENING:
-        return
     # While the opening is not over, the latest position stands in for those of its positions that are to come.
     number_A = torch.arange(1, OPENING + 1, device=x_BTD.device)
     row_A = M + torch.where(number_A < start, OPENING + 1, number_A - 1)
@@ -108,11 +114,14 @@ class ContextIndex(nn.Module):
     """Tokens (B, T) -> the links that all layers read along, to these candidates."""
 
     span: Tensor
+    power: Tensor
 
     def __init__(self, candidates: Candidates) -> None:
         super().__init__()
         self.candidates = candidates
+        power = [pow(RADIX, exponent, PRIME) for exponent in range(1 + max(candidates.spans))]
         self.register_buffer("span", torch.tensor(candidates.spans), persistent=False)
+        self.register_buffer("power", torch.tensor(power), persistent=False)
 
     @torch.no_grad()
     def forward(self, token_BT: Tensor) -> Links:
@@ -145,7 +154,7 @@ class ContextIndex(nn.Module):
         index.slots[slot_N] = torch.cat((key_N1 + (now + 1), met_NK[:, :-1]), 1)
         next_BC = (met_NK - key_N1).view(B, -1)  # far below zero or above 2^31 where the address is another one
         missing_BC = (next_BC <= now - M) | (next_BC > now)  # further back than M positions the rings have no values
-        row_BC = torch.cat((index.front, next_BC % M), 1)
+        row_BC = torch.cat((index.front, (next_BC % M).masked_fill_(missing_BC, M + OPENING)), 1)
         source_NC = (self.candidates.num_heads * row_BC.unsqueeze(1) + index.first_row).flatten(0, 1)
         rows = Rows(source_NC, missing_BC.unsqueeze(1), index.offsets, now)
         return rows, index._replace(addresses=address_BP, length=now + 1)
@@ -153,14 +162,9 @@ class ContextIndex(nn.Module):
     def prefill(self, token_BT: Tensor, index: Index) -> tuple[Rows, Index]:
         """`step` for many tokens at once."""
         c, (B, T), start = self.candidates, token_BT.shape, int(index.length)
-        P = max(c.spans)
-        address_BTL = context_addresses(token_BT, c.spans)  # the first of them reach back
-        address_BP = index.addresses
-        for t in range(min(T, P)):
-            address_BP = longer_contexts(token_BT[:, t], address_BP)
-            address_BTL[:, t] = address_BP.index_select(1, self.span)
-        for t in range(max(T - P, P), T):
-            address_BP = longer_contexts(token_BT[:, t], address_BP)
+        address_BTL = context_addresses(token_BT, c.spans)
+        if start:
+            self.reach_back(address_BTL, index.addresses)
         contexts = self.contexts(address_BTL, index.slots, start)
         (earlier_SK,) = neighbours(contexts, c.num_matches, c.memory_len, later=False)
         next_BTC = 1 + earlier_SK[len(earlier_SK) - address_BTL.numel() :].view(B, T, -1)
@@ -168,7 +172,23 @@ class ContextIndex(nn.Module):
         index.slots[slot_U] = latest_UK
         source_NC = rows_of_heads(joined_rows(next_BTC, start, c.memory_len), c.num_heads)
         rows = Rows(source_NC, (next_BTC == 0).flatten(0, 1).unsqueeze(1), None, start)
-        return rows, index._replace(addresses=address_BP, length=index.length + T)
+        return rows, index._replace(addresses=self.after(token_BT, index.addresses), length=index.length + T)
+
+    def reach_back(self, address_BTL: Tensor, before_BP: Tensor) -> None:
+        """Complete the addresses of contexts that begin before the tokens at hand, by those of the tokens before."""
+        first = address_BTL[:, : len(self.power) - 1]
+        number_R1 = torch.arange(1, 1 + first.size(1), device=first.device).unsqueeze(1)
+        num_before_RL = (self.span - number_R1).clamp(min=0)
+        first += self.power[number_R1] * before_BP[:, num_before_RL]
+        first %= PRIME
+
+    def after(self, token_BT: Tensor, before_BP: Tensor) -> Tensor:
+        """`longer_contexts` for many tokens at once: (B, T), (B, 1 + P) -> (B, 1 + P)."""
+        T, P = token_BT.size(1), len(self.power) - 1
+        number_BP = F.pad(1 + token_BT[:, -P:], (max(P - T, 0), 0)).flip(1)  # the latest token first, 0 for none
+        address_BP = F.pad((self.power[:P] * number_BP % PRIME).cumsum(1), (1, 0))
+        num_before_P = torch.arange(1 + P, device=token_BT.device) - T
+        return (address_BP + pow(RADIX, T, PRIME) * before_BP[:, num_before_P.clamp(min=0)]) % PRIME
 
     def contexts(self, address_BTL: Tensor, met_NK: Tensor, start: int) -> Sorted:
         """New contexts, of which the first position is `start`, and before them what their slots keep, by slot."""
@@ -216,8 +236,10 @@ def joined_rows(next_BTC: Tensor, start: int, memory_len: int) -> Tensor:
     (B, T, _), M, device = next_BTC.shape, memory_len if start else 0, next_BTC.device
     number_BTA = opening(torch.arange(start, start + T, device=device)).expand(B, T, OPENING)
     next_BTC = torch.cat((number_BTA, next_BTC), 2)
-    old_BTC = torch.cat((M - 1 + number_BTA, next_BTC[..., OPENING:] % memory_len), 2)
-    row_BTC = torch.where(next_BTC < start, old_BTC, next_BTC - start + M + EXTRA_ROWS).clamp(min=0)
+    row_BTC = next_BTC + (M + EXTRA_ROWS - start)
+    if start:
+        old_BTC = torch.cat((M - 1 + number_BTA, next_BTC[..., OPENING:] % memory_len), 2)
+        row_BTC = torch.where(next_BTC < start, old_BTC, row_BTC)
     row_BTC = F.pad(row_BTC, (1, 0), value=M + OPENING)
     row_BTC += (M + EXTRA_ROWS + T) * torch.arange(B, device=device).view(-1, 1, 1)
     return row_BTC.flatten(0, 1)
