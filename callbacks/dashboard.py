@@ -3,9 +3,8 @@
 A run is one folder of events. A point's place, which TensorBoard calls its step, is an int64 in the unit that the tag
 names: `by_tokens/val_loss` stands at tokens, `by_megaflops/` at millions of FLOPs (up to 9e24 FLOPs, and a toy's points
 are told apart), `by_parameters/` and `by_milliseconds/` likewise, and all else at optimizer steps. Names are chosen so
-that the curves are the first that is seen, as TensorBoard sorts tags and opens the first two groups. HParams has a
-column for each of the first five tags, and sorts by character codes: `by-run/` is before `by_` there, and behind it in
-Time Series, which takes `_` for a space between words.
+that the curves are the first that is seen, as TensorBoard sorts tags and opens the first two groups. What HParams
+shows of a run unasked, the first five tags, is how these curves ended.
 """
 
 from __future__ import annotations
@@ -57,7 +56,7 @@ horizontal axis, called step, is in the unit of the group. Smoothing is for `tra
 parameters there is one point a size.
 - **Text** has what the model writes (`samples/text`, after each validation) and a line for each growth.
 - **HParams** compares runs: the options that differ come first, beside size, tokens, FLOPs, seconds and the last
-validation (`by-run/*`).
+validation (`hp/*`).
 - With more than 40 runs, all tabs but Time Series and HParams begin with none: filter them by a regular expression
 above their list of runs.
 

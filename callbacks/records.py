@@ -232,14 +232,13 @@ class Record(L.Callback):
         return options | {name: self.record[name] for name in OPTIONS}
 
     def _log_hyper_parameters(self, trainer: L.Trainer) -> None:
-        """For TensorBoard's HParams: the options, once a run folder; costs and quality as by-run/*, each time."""
-        final = under(self.record["final"], "val")
-        quality = {f"by-run/{name}": value for name, value in final.items() if "/" not in name}
+        """For TensorBoard's HParams: the options, once a run folder; costs and quality as hp/*, each time."""
+        quality = {f"hp/{name}": value for name, value in under(self.record["final"], "val").items() if "/" not in name}
         tensorboard = tensorboard_of(trainer)
         if not tensorboard or not quality:
             return
-        quality |= {f"by-run/{name}": float(self.record[name]) for name in ("parameters", "tokens", "flops", "seconds")}
-        quality["by-run/growths"] = float(len(self.record["growth_events"]))
+        quality |= {f"hp/{name}": float(self.record[name]) for name in ("parameters", "tokens", "flops", "seconds")}
+        quality["hp/growths"] = float(len(self.record["growth_events"]))
         tensorboard.log_metrics(quality, trainer.global_step)
         if not self.record["hparams_logged"]:
             log_options(tensorboard, self._options(trainer))

@@ -169,10 +169,9 @@ def test_a_run_is_one_folder_of_events_whose_first_groups_are_the_curves(tmp_pat
     fit(tmp_path / "run", *watching(), Samples(), Growth(steps=[5], num_param_tokens=[12]), log_every_n_steps=1)
     assert {path.parent.name for path in tmp_path.rglob("events*")} == {"run"}
     logged = scalars(tmp_path / "run")
-    in_time_series = sorted(logged, key=lambda tag: tag.translate({ord("/"): "\0", ord("_"): "\0"}))  # before letters
+    in_time_series = sorted(logged, key=lambda tag: tag.replace("/", "\0"))  # only "/" and digits are before "-"
     groups = list(dict.fromkeys(tag.partition("/")[0] for tag in in_time_series))
     assert groups[:2] == ["by_megaflops", "by_milliseconds"]
-    assert {tag.partition("/")[0] for tag in sorted(logged)[:5]} == {"by-run"}  # which are the columns of HParams
     assert "epoch" not in logged
     for group in ("by_tokens", "by_megaflops"):  # a toy's points are told apart
         steps = [step for step, _ in logged[f"{group}/train_loss"]]
@@ -186,7 +185,7 @@ def points_without_time(folder):
         if "milliseconds" in tag:
             assert sorted(places) == places
             places = [value for _, value in places]
-        if not tag.startswith("perf/") and tag != "by-run/seconds":
+        if not tag.startswith("perf/") and tag != "hp/seconds":
             points[tag] = places
     return points
 
@@ -505,7 +504,7 @@ def test_hyper_parameters_are_logged_once_with_the_final_quality(tmp_path):
     ]
     assert len(starts) == 1
     final = read_record(tmp_path / "record.json")["final"]
-    assert scalars(tmp_path)["by-run/bits_per_char"][-1][1] == pytest.approx(final["val/bits_per_char"], abs=1e-4)
+    assert scalars(tmp_path)["hp/bits_per_char"][-1][1] == pytest.approx(final["val/bits_per_char"], abs=1e-4)
     assert "hp_metric" not in scalars(tmp_path)
 
 
@@ -522,7 +521,7 @@ def test_hyper_parameters_are_all_options_of_the_run(tmp_path):
         "accumulate_grad_batches": 2, "max_steps": 4,
     }  # fmt: skip
     assert {name: values.get(name) for name in expected} == expected
-    assert scalars(tmp_path)["by-run/growths"] == [(4, 1)]
+    assert scalars(tmp_path)["hp/growths"] == [(4, 1)]
     tags = [value.tag for value in event_values(file)]
     assert "_hparams_/experiment" not in tags  # of which TensorBoard would take the first run's for all
 
