@@ -15,7 +15,7 @@ SEQ_LENS = "[256,4096]"  # of mixers and inference
 
 
 def ratios(names: tuple[str, ...], bench: Bench, repeats: int) -> Iterator[Check]:
-    """A row for each benchmark, and for each model and quantity of `mixers` and `inference`."""
+    """A row for each benchmark, and for each model but the baseline and quantity of `mixers` and `inference`."""
     models = ["--models", f"[{','.join(names)}]", "--seq_lens", SEQ_LENS]
     compiled = ["--compile", "true"] if bench.compile else []
     for what, options in (("quick", []), ("mixers", models), ("inference", [*models, *compiled])):
@@ -28,7 +28,8 @@ def ratios(names: tuple[str, ...], bench: Bench, repeats: int) -> Iterator[Check
             yield failed(PART, f"bench {what}", "ratios", error)
             continue
         for result in json.loads(path.read_text(encoding="utf-8"))["results"]:
-            yield row(result)
+            if "points" not in result or result["model"] != result["baseline"]:
+                yield row(result)
 
 
 def row(result: dict[str, Any]) -> Check:

@@ -112,8 +112,8 @@ def test_ratios_are_rows_and_a_failed_benchmark_is_one(bench, monkeypatch):
     spread = {"median": 1.5, "min": 1.0, "max": 2.0}
     results = {
         "quick": [{"name": "growth", "compares": "event / step", "target": 3.0, **spread}],
-        "mixers": [{"name": "mixers.training", "model": "Palm", "baseline": "Transformer",
-                    "points": [{"seq_len": 4096, **spread}]}],
+        "mixers": [{"name": "mixers.training", "model": model, "baseline": "Transformer",
+                    "points": [{"seq_len": 4096, **spread}]} for model in ("Transformer", "Palm")],
     }  # fmt: skip
 
     def call(words, seconds):
