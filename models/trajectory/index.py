@@ -34,7 +34,7 @@ from models.trajectory.links import (
 )
 
 KEY = 2**31  # times an address, plus a position's number, is a slot's entry: tells both in one number
-EMPTY = -(2**62)  # an entry that is none: less than any address can make
+EMPTY = 2**62  # an entry that is none: of an address that there is not
 EXTRA_ROWS = OPENING + 2  # of a ring, behind those of the latest positions: the opening, zeros, and one never read
 
 
@@ -95,11 +95,11 @@ def remember(ring_BMD: Tensor, x_BTD: Tensor, start: int | Tensor) -> None:
     """Write the values of positions from `start` on into their rows of a ring."""
     M, T = ring_BMD.size(1) - EXTRA_ROWS, x_BTD.size(1)
     if isinstance(start, int):
-        row = (start + max(T - M, 0)) % M
-        to_end_BTD, from_front_BTD = x_BTD[:, -M:].tensor_split((M - row,), 1)
-        ring_BMD[:, row : row + to_end_BTD.size(1)] = to_end_BTD
-        if from_front_BTD.size(1):
-            ring_BMD[:, : from_front_BTD.size(1)] = from_front_BTD
+        last_BTD, row = x_BTD[:, -M:], (start + max(T - M, 0)) % M
+        num_wrapped = max(row + last_BTD.size(1) - M, 0)
+        ring_BMD[:, row : row + last_BTD.size(1) - num_wrapped] = last_BTD[:, : M - row]
+        if num_wrapped:
+            ring_BMD[:, :num_wrapped] = last_BTD[:, -num_wrapped:]
         if start > OPENING:
             return
     else:
@@ -151,11 +151,14 @@ class ContextIndex(nn.Module):
         address_BL = address_BP.index_select(1, self.span)
         slot_N, key_N1 = (address_BL % M + index.first_slot).view(-1), (address_BL * KEY).view(-1, 1)
         met_NK = index.slots.index_select(0, slot_N)
-        index.slots[slot_N] = torch.cat((key_N1 + (now + 1), met_NK[:, :-1]), 1)
-        next_BC = (met_NK - key_N1).view(B, -1)  # far below zero or above 2^31 where the address is another one
-        missing_BC = (next_BC <= now - M) | (next_BC > now)  # further back than M positions the rings have no values
-        row_BC = torch.cat((index.front, (next_BC % M).masked_fill_(missing_BC, M + OPENING)), 1)
-        source_NC = (self.candidates.num_heads * row_BC.unsqueeze(1) + index.first_row).flatten(0, 1)
+        index.slots.index_copy_(0, slot_N, torch.cat((key_N1 + (now + 1), met_NK[:, :-1]), 1))
+        next_BC = (met_NK ^ key_N1).view(B, -1)  # 2^31 or more where the address is another one
+        missing_BC = next_BC > now
+        if not isinstance(now, int) or now >= M:  # further back than M positions the rings have no values
+            missing_BC |= next_BC <= now - M
+            next_BC %= M
+        row_BC = torch.cat((index.front, next_BC.masked_fill_(missing_BC, M + OPENING)), 1)
+        source_NC = torch.add(index.first_row, row_BC.unsqueeze(1), alpha=self.candidates.num_heads).flatten(0, 1)
         rows = Rows(source_NC, missing_BC.unsqueeze(1), index.offsets, now)
         return rows, index._replace(addresses=address_BP, length=now + 1)
 
@@ -214,7 +217,7 @@ class ContextIndex(nn.Module):
 def longer_contexts(token_B: Tensor, address_BP: Tensor) -> Tensor:
     """Addresses of the last 0, 1, ..., P tokens with one more token: (B,), (B, 1 + P) -> (B, 1 + P)."""
     longer_BP = torch.add(token_B.view(-1, 1) + 1, address_BP[:, :-1], alpha=RADIX)
-    return F.pad(longer_BP.remainder_(PRIME), (1, 0))
+    return torch.cat((address_BP[:, :1], longer_BP.remainder_(PRIME)), 1)
 
 
 def latest(contexts: Sorted, num_matches: int) -> tuple[Tensor, Tensor]:
