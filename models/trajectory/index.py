@@ -102,8 +102,8 @@ def remember(ring_BMD: Tensor, x_BTD: Tensor, start: int | Tensor) -> None:
             ring_BMD[:, :num_wrapped] = last_BTD[:, -num_wrapped:]
         if start > OPENING:
             return
-    else:
-        ring_BMD[:, (torch.arange(T, device=x_BTD.device)[-M:] + start) % M] = x_BTD[:, -M:]
+    else:  # a compiled step has one position
+        ring_BMD[:, start % M] = x_BTD
     # While the opening is not over, the latest position stands in for those of its positions that are to come.
     number_A = torch.arange(1, OPENING + 1, device=x_BTD.device)
     row_A = M + torch.where(number_A < start, OPENING + 1, number_A - 1)

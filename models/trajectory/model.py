@@ -119,7 +119,7 @@ class TrajectoryMemory(nn.Module):
         """
         select, dtype = self.select, accumulation_dtype(z_ND.dtype)
         with full_precision(z_ND):
-            z_ND = z_ND.to(dtype)
+            z_ND = z_ND.to(dtype)  # F.normalize, in fewer operations
             direction_ND = z_ND / torch.linalg.vector_norm(z_ND, dim=-1, keepdim=True).clamp_min(1e-12)
             score = F.linear(direction_ND, select.weight.to(dtype), select.bias.to(dtype))
             return score.view(len(z_ND), self.num_heads, -1)
