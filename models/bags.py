@@ -28,7 +28,10 @@ def bag_numbers(index_NC: Tensor) -> Tensor:
 
 
 def gathered_sum(weight_NC: Tensor, table_RW: Tensor, index_NC: Tensor, offsets_N: Tensor | None = None) -> Tensor:
-    """Σ_c weight[n, c] table[index[n, c]]: (N, C), (R, W), (N, C) -> (N, W); `F.embedding_bag` with less around it."""
+    """Σ_c weight[n, c] table[index[n, c]]: (N, C), (R, W), (N, C) -> (N, W); `F.embedding_bag` with less around it.
+
+    Where the offsets are given, weights and index may have any shapes of N C numbers.
+    """
     offsets_N = bag_offsets(index_NC) if offsets_N is None else offsets_N
     bags = torch.embedding_bag(table_RW, index_NC.flatten(), offsets_N, per_sample_weights=weight_NC.flatten())
     return bags[0]

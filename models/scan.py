@@ -23,7 +23,7 @@ CHUNK_SIZE = 64
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     """The type that sums of `dtype` are kept in: float32, or float64 where that is what is summed."""
-    return torch.promote_types(dtype, torch.float32)
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def full_precision(x: Tensor) -> AbstractContextManager[Any]:

@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.bags import bag_offsets
+from models.layers import kept
 from models.scan import accumulation_dtype
 from models.trajectory.links import (
     OPENING,
@@ -34,6 +36,7 @@ from models.trajectory.links import (
 )
 
 KEY = 2**31  # times an address, plus a position's number, is a slot's entry: tells both in one number
+NO_TOKEN = -1  # before the start; numbers of tokens count from 1, and 0 adds nothing to an address
 EMPTY = 2**62  # an entry that is none: of an address that there is not
 EXTRA_ROWS = OPENING + 2  # of a ring, behind those of the latest positions: the opening, zeros, and one never read
 
@@ -41,14 +44,14 @@ EXTRA_ROWS = OPENING + 2  # of a ring, behind those of the latest positions: the
 class Index(NamedTuple):
     """The streaming state.
 
-    addresses: of the last 0, 1, ..., P tokens, (B, 1 + P); slots: of each position that a slot keeps its context's
-    address times KEY, plus its successor's number, (B L M, K), EMPTY for none; length: tokens read, a tensor (1,) where
-    the step is compiled. And what stays: where the slots of a sequence and span begin, (B, L); the rows of nothing and
-    of the opening, (B, 1 + A); the first row of a sequence and head, (B, H, 1); where the rows of each of them begin in
-    a list of them all, (B H,).
+    recent: the last P tokens' numbers, counted from 1, zeros before the start, (B, 1, P); slots: of each position that
+    a slot keeps its context's address times KEY, plus its successor's number, (B L M, K), EMPTY for none; length:
+    tokens read, a tensor (1,) where the step is compiled. And what stays: where the slots of a sequence and span begin,
+    (B, L); the rows of nothing and of the opening, (B, 1, 1 + A); the first row of a sequence and head, (B, H, 1);
+    where the rows of each of them begin in a list of them all, (B H,).
     """
 
-    addresses: Tensor
+    recent: Tensor
     slots: Tensor
     length: int | Tensor
     first_slot: Tensor
@@ -64,14 +67,15 @@ class Index(NamedTuple):
 class Rows(NamedTuple):
     """Where a layer finds the values of what came next after the candidates.
 
-    source: rows, each of one head, of nothing (zeros), the opening and the candidates, int64 (N H, 1 + A + C); missing:
-    which candidates there are not, (N, 1, C); offsets: see `gathered_sum`. After `step` they are rows of the ring,
-    after `prefill` of each sequence's ring and then its positions at hand. start: number of the first position at hand.
+    source: rows, each of one head, of nothing (zeros), the opening and the candidates, int64 (N H (1 + A + C),);
+    missing: which of these there are not, (N, 1, 1 + A + C); offsets: where each place's and head's rows begin, (N H,).
+    After `step` they are rows of the ring, after `prefill` of each sequence's ring and then its positions at hand.
+    start: number of the first position at hand.
     """
 
     source: Tensor
     missing: Tensor
-    offsets: Tensor | None
+    offsets: Tensor
     start: int | Tensor
 
 
@@ -91,20 +95,33 @@ def written(ring_BMD: Tensor, start: int | Tensor) -> Tensor:
     return ring_BMD if start else ring_BMD[:, -EXTRA_ROWS:]
 
 
-def remember(ring_BMD: Tensor, x_BTD: Tensor, start: int | Tensor) -> None:
+def remember(ring_BMD: Tensor, x_BTD: Tensor, start: int) -> None:
     """Write the values of positions from `start` on into their rows of a ring."""
     M, T = ring_BMD.size(1) - EXTRA_ROWS, x_BTD.size(1)
-    if isinstance(start, int):
-        last_BTD, row = x_BTD[:, -M:], (start + max(T - M, 0)) % M
-        num_wrapped = max(row + last_BTD.size(1) - M, 0)
-        ring_BMD[:, row : row + last_BTD.size(1) - num_wrapped] = last_BTD[:, : M - row]
-        if num_wrapped:
-            ring_BMD[:, :num_wrapped] = last_BTD[:, -num_wrapped:]
-        if start > OPENING:
+    last_BTD, row = x_BTD[:, -M:], (start + max(T - M, 0)) % M
+    num_wrapped = max(row + last_BTD.size(1) - M, 0)
+    ring_BMD[:, row : row + last_BTD.size(1) - num_wrapped] = last_BTD[:, : M - row]
+    if num_wrapped:
+        ring_BMD[:, :num_wrapped] = last_BTD[:, -num_wrapped:]
+    if start <= OPENING:
+        remember_opening(ring_BMD, x_BTD, start)
+
+
+def remember_one(ring_BMD: Tensor, x_BD: Tensor, now: int | Tensor) -> None:
+    """`remember` for one position, which may be a tensor (1,)."""
+    M = ring_BMD.size(1) - EXTRA_ROWS
+    if isinstance(now, int):
+        ring_BMD.select(1, now % M).copy_(x_BD)
+        if now > OPENING:
             return
-    else:  # a compiled step has one position
-        ring_BMD[:, start % M] = x_BTD
-    # While the opening is not over, the latest position stands in for those of its positions that are to come.
+    else:
+        ring_BMD[:, now % M] = x_BD.unsqueeze(1)
+    remember_opening(ring_BMD, x_BD.unsqueeze(1), now)
+
+
+def remember_opening(ring_BMD: Tensor, x_BTD: Tensor, start: int | Tensor) -> None:
+    """Write the rows of the opening; while it is not over, the latest position stands in for those that are to come."""
+    M, T = ring_BMD.size(1) - EXTRA_ROWS, x_BTD.size(1)
     number_A = torch.arange(1, OPENING + 1, device=x_BTD.device)
     row_A = M + torch.where(number_A < start, OPENING + 1, number_A - 1)
     ring_BMD[:, row_A] = x_BTD[:, (number_A - start).clamp(0, T - 1)]
@@ -113,15 +130,15 @@ def remember(ring_BMD: Tensor, x_BTD: Tensor, start: int | Tensor) -> None:
 class ContextIndex(nn.Module):
     """Tokens (B, T) -> the links that all layers read along, to these candidates."""
 
-    span: Tensor
     power: Tensor
 
     def __init__(self, candidates: Candidates) -> None:
         super().__init__()
-        self.candidates = candidates
-        power = [pow(RADIX, exponent, PRIME) for exponent in range(1 + max(candidates.spans))]
-        self.register_buffer("span", torch.tensor(candidates.spans), persistent=False)
-        self.register_buffer("power", torch.tensor(power), persistent=False)
+        self.candidates, self.longest = candidates, max(candidates.spans)
+        age_P = torch.arange(self.longest).flip(0)
+        power_P = torch.tensor([pow(RADIX, age, PRIME) for age in age_P.tolist()])
+        power_LP = power_P * (age_P < torch.tensor(candidates.spans).unsqueeze(1))
+        self.register_buffer("power", power_LP, persistent=False)
 
     @torch.no_grad()
     def forward(self, token_BT: Tensor) -> Links:
@@ -131,67 +148,54 @@ class ContextIndex(nn.Module):
 
     def init_state(self, batch_size: int) -> Index:
         """Nothing has been read."""
-        c, B, device = self.candidates, batch_size, self.span.device
+        c, B, device = self.candidates, batch_size, self.power.device
         L, M, H = len(c.spans), c.memory_len, c.num_heads
         sequence_B11 = torch.arange(B, device=device).view(-1, 1, 1)
         return Index(
-            addresses=torch.zeros(B, 1 + max(c.spans), dtype=torch.int64, device=device),
+            recent=torch.full((B, 1, self.longest), NO_TOKEN, device=device),
             slots=torch.full((B * L * M, c.num_matches), EMPTY, device=device),
             length=0,
             first_slot=M * torch.arange(B * L, device=device).view(B, L),
-            front=torch.tensor([M + OPENING, *range(M, M + OPENING)], device=device).repeat(B, 1),
+            front=torch.tensor([M + OPENING, *range(M, M + OPENING)], device=device).repeat(B, 1, 1),
             first_row=H * (M + EXTRA_ROWS) * sequence_B11 + torch.arange(H, device=device).unsqueeze(1),
             offsets=(1 + OPENING + c.number) * torch.arange(B * H, device=device),
         )
 
     def step(self, token_B: Tensor, index: Index) -> tuple[Rows, Index]:
         """Look up the contexts that end in these tokens, and take them into the index; the one given is used up."""
-        now, M, B = index.length, self.candidates.memory_len, len(token_B)
-        address_BP = longer_contexts(token_B, index.addresses)
-        address_BL = address_BP.index_select(1, self.span)
-        slot_N, key_N1 = (address_BL % M + index.first_slot).view(-1), (address_BL * KEY).view(-1, 1)
-        met_NK = index.slots.index_select(0, slot_N)
-        index.slots.index_copy_(0, slot_N, torch.cat((key_N1 + (now + 1), met_NK[:, :-1]), 1))
-        next_BC = (met_NK ^ key_N1).view(B, -1)  # 2^31 or more where the address is another one
-        missing_BC = next_BC > now
+        recent, slots, now, first_slot, front, first_row, offsets = index
+        B, M, K = len(token_B), self.candidates.memory_len, self.candidates.num_matches
+        recent_B1P = torch.cat((recent.narrow(2, 1, self.longest - 1), token_B.view(-1, 1, 1)), 2)
+        address_BL = ((recent_B1P + 1) * self.power).sum(-1) % PRIME
+        slot_N, key_N1 = (address_BL % M + first_slot).view(-1), (address_BL * KEY).view(-1, 1)
+        met_NK = slots.index_select(0, slot_N)
+        slots.index_copy_(0, slot_N, torch.cat((key_N1 + (now + 1), met_NK.narrow(1, 0, K - 1)), 1))
+        row_B1C = torch.cat((front, (met_NK ^ key_N1).view(B, 1, -1)), 2)
+        missing_B1C = row_B1C >= KEY  # the address is another one
         if not isinstance(now, int) or now >= M:  # further back than M positions the rings have no values
-            missing_BC |= next_BC <= now - M
-            next_BC %= M
-        row_BC = torch.cat((index.front, next_BC.masked_fill_(missing_BC, M + OPENING)), 1)
-        source_NC = torch.add(index.first_row, row_BC.unsqueeze(1), alpha=self.candidates.num_heads).flatten(0, 1)
-        rows = Rows(source_NC, missing_BC.unsqueeze(1), index.offsets, now)
-        return rows, index._replace(addresses=address_BP, length=now + 1)
+            next_B1C = row_B1C[..., 1 + OPENING :]
+            missing_B1C[..., 1 + OPENING :] |= next_B1C <= now - M
+            next_B1C %= M
+        row_B1C.masked_fill_(missing_B1C, M + OPENING)
+        source = torch.add(first_row, row_B1C, alpha=self.candidates.num_heads).view(-1)
+        index = Index(recent_B1P, slots, now + 1, first_slot, front, first_row, offsets)
+        return Rows(source, missing_B1C, offsets, now), index
 
     def prefill(self, token_BT: Tensor, index: Index) -> tuple[Rows, Index]:
         """`step` for many tokens at once."""
         c, (B, T), start = self.candidates, token_BT.shape, int(index.length)
-        address_BTL = context_addresses(token_BT, c.spans)
-        if start:
-            self.reach_back(address_BTL, index.addresses)
+        joined_BT = torch.cat((index.recent.squeeze(1), token_BT), 1)
+        address_BTL = context_addresses(joined_BT if start else token_BT, c.spans)[:, -T:]
         contexts = self.contexts(address_BTL, index.slots, start)
         (earlier_SK,) = neighbours(contexts, c.num_matches, c.memory_len, later=False)
         next_BTC = 1 + earlier_SK[len(earlier_SK) - address_BTL.numel() :].view(B, T, -1)
         slot_U, latest_UK = latest(contexts, c.num_matches)
         index.slots[slot_U] = latest_UK
         source_NC = rows_of_heads(joined_rows(next_BTC, start, c.memory_len), c.num_heads)
-        rows = Rows(source_NC, (next_BTC == 0).flatten(0, 1).unsqueeze(1), None, start)
-        return rows, index._replace(addresses=self.after(token_BT, index.addresses), length=index.length + T)
-
-    def reach_back(self, address_BTL: Tensor, before_BP: Tensor) -> None:
-        """Complete the addresses of contexts that begin before the tokens at hand, by those of the tokens before."""
-        first = address_BTL[:, : len(self.power) - 1]
-        number_R1 = torch.arange(1, 1 + first.size(1), device=first.device).unsqueeze(1)
-        num_before_RL = (self.span - number_R1).clamp(min=0)
-        first += self.power[number_R1] * before_BP[:, num_before_RL]
-        first %= PRIME
-
-    def after(self, token_BT: Tensor, before_BP: Tensor) -> Tensor:
-        """`longer_contexts` for many tokens at once: (B, T), (B, 1 + P) -> (B, 1 + P)."""
-        T, P = token_BT.size(1), len(self.power) - 1
-        number_BP = F.pad(1 + token_BT[:, -P:], (max(P - T, 0), 0)).flip(1)  # the latest token first, 0 for none
-        address_BP = F.pad((self.power[:P] * number_BP % PRIME).cumsum(1), (1, 0))
-        num_before_P = torch.arange(1 + P, device=token_BT.device) - T
-        return (address_BP + pow(RADIX, T, PRIME) * before_BP[:, num_before_P.clamp(min=0)]) % PRIME
+        missing_N1C = F.pad(next_BTC == 0, (1 + OPENING, 0)).flatten(0, 1).unsqueeze(1)
+        rows = Rows(source_NC.view(-1), missing_N1C, bag_offsets(source_NC), start)
+        recent_B1P = kept(joined_BT[:, -self.longest :]).unsqueeze(1)
+        return rows, index._replace(recent=recent_B1P, length=index.length + T)
 
     def contexts(self, address_BTL: Tensor, met_NK: Tensor, start: int) -> Sorted:
         """New contexts, of which the first position is `start`, and before them what their slots keep, by slot."""
@@ -208,16 +212,10 @@ class ContextIndex(nn.Module):
         return sort_by_slot(slot_S, address_S, time_S, len(met_NK))
 
     def state_bytes(self) -> int:
-        """Bytes of one sequence's state: addresses, slots, and where slots and rows are."""
+        """Bytes of one sequence's state: the last tokens, slots, and where slots and rows are."""
         c = self.candidates
         constant = len(c.spans) + 1 + OPENING + 2 * c.num_heads
-        return 8 * (1 + max(c.spans) + c.memory_len * c.number + constant)
-
-
-def longer_contexts(token_B: Tensor, address_BP: Tensor) -> Tensor:
-    """Addresses of the last 0, 1, ..., P tokens with one more token: (B,), (B, 1 + P) -> (B, 1 + P)."""
-    longer_BP = torch.add(token_B.view(-1, 1) + 1, address_BP[:, :-1], alpha=RADIX)
-    return torch.cat((address_BP[:, :1], longer_BP.remainder_(PRIME)), 1)
+        return 8 * (self.longest + c.memory_len * c.number + constant)
 
 
 def latest(contexts: Sorted, num_matches: int) -> tuple[Tensor, Tensor]:

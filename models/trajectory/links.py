@@ -27,7 +27,8 @@ PRIME = 2**31 - 1  # products of two residues stay below 2^62: nothing overflows
 RADIX = 1_566_083_941  # of the polynomial
 OPENING = 4  # positions after the first one that can always be recalled, as StreamingLLM (arXiv 2309.17453) keeps four
 SPANS = (1, 2, 3, 4, 6, 8)
-MAX_SPAN = 4096  # tokens that a context can name; the streaming state keeps as many addresses
+MAX_SPAN = 4096  # tokens that a context can name; the streaming state keeps as many
+MAX_NUMBERS = 2**32  # tokens of a context times vocabulary: their products with residues add up to less than 2^63
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,8 @@ class Links(NamedTuple):
 
     source: rows of what is recalled, int64 (N H, A + C), -1 for none: first the sequence's opening, then the position
     after each candidate. readers[r, c] = n where source[n, A + c] = r, int64 (N H, C): a position is the k-th latest of
-    at most one later position, so that gradients are gathered, too. missing: which candidates of a place there are not,
-    (N, 1, C).
+    at most one later position, so that gradients are gathered, too. missing: which there are not, of nothing, the
+    opening and the candidates, (N, 1, 1 + A + C).
     """
 
     source: Tensor
@@ -159,7 +160,8 @@ def coincidences(address_BTL: Tensor, memory_len: int, num_matches: int, num_hea
     source_NC = torch.cat((opening_BTA.flatten(0, 1), torch.where(exists_NC, earlier_NC + 1, -1)), 1)
     # A position is read by what coincides with the one before it; the last of a sequence coincides with nothing later.
     readers_NC = F.pad(later_NC, (0, 0, 1, 0), value=-1)[:-1]
-    return Links(rows_of_heads(source_NC, num_heads), rows_of_heads(readers_NC, num_heads), ~exists_NC.unsqueeze(1))
+    missing_N1C = F.pad(~exists_NC, (1 + OPENING, 0)).unsqueeze(1)
+    return Links(rows_of_heads(source_NC, num_heads), rows_of_heads(readers_NC, num_heads), missing_N1C)
 
 
 def coincidences_reference(address_BTL: Tensor, memory_len: int, num_matches: int, num_heads: int) -> Links:
@@ -182,4 +184,4 @@ def coincidences_reference(address_BTL: Tensor, memory_len: int, num_matches: in
         for rows in (source.flatten(0, 1), readers)
     )
     source_PC, readers_PC = (torch.tensor(rows) for rows in by_head)
-    return Links(source_PC, readers_PC, source.view(B * T, 1, -1)[..., OPENING:] < 0)
+    return Links(source_PC, readers_PC, F.pad(source.view(B * T, 1, -1) < 0, (1, 0)))

@@ -40,8 +40,8 @@ from models.growth import GrowableModel
 from models.layers import Norm, check_heads, check_positive, init_input, init_output, kept, norm_named
 from models.local_mixing import LocalMixing, LocalMixingKind
 from models.scan import accumulation_dtype, full_precision
-from models.trajectory.index import EXTRA_ROWS, ContextIndex, Rows, new_ring, remember, written
-from models.trajectory.links import OPENING, SPANS, Candidates, Links
+from models.trajectory.index import EXTRA_ROWS, ContextIndex, Rows, new_ring, remember, remember_one, written
+from models.trajectory.links import MAX_NUMBERS, OPENING, SPANS, Candidates, Links
 from models.trajectory.recall import recall, recall_weights
 
 MAX_DOUBLINGS = 12  # as the streaming state keeps two to this power inputs
@@ -115,14 +115,13 @@ class TrajectoryMemory(nn.Module):
         """Of nothing, the opening and each candidate, by the direction of the trajectory: (N, D) -> (N, H, 1 + A + C).
 
         Select reads a vector of length 1: were it longer, steps of Muon would make the scores wander. In float32 at
-        least, as the values that are recalled.
+        least, as the values that are recalled; to be called where autocast leaves types as they are.
         """
         select, dtype = self.select, accumulation_dtype(z_ND.dtype)
-        with full_precision(z_ND):
-            z_ND = z_ND.to(dtype)  # F.normalize, in fewer operations
-            direction_ND = z_ND / torch.linalg.vector_norm(z_ND, dim=-1, keepdim=True).clamp_min(1e-12)
-            score = F.linear(direction_ND, select.weight.to(dtype), select.bias.to(dtype))
-            return score.view(len(z_ND), self.num_heads, -1)
+        z_ND = z_ND.to(dtype)  # F.normalize, in fewer operations
+        direction_ND = z_ND / torch.linalg.vector_norm(z_ND, dim=-1, keepdim=True).clamp_min(1e-12)
+        score = F.linear(direction_ND, select.weight.to(dtype), select.bias.to(dtype))
+        return score.view(len(z_ND), self.num_heads, -1)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator] # bags are kernels of their own
     def recall(self, x_BTD: Tensor, score_NHC: Tensor, links: Links) -> Tensor:
@@ -133,7 +132,9 @@ class TrajectoryMemory(nn.Module):
     def forward(self, x_BTD: Tensor, links: Links) -> Tensor:
         """Normalised (B, T, D), and the links of its heads -> (B, T, D)."""
         z_BTD = trajectory(x_BTD, self.lags)
-        y_BTD = self.recall(x_BTD, self.scores(z_BTD.flatten(0, 1)), links)
+        with full_precision(x_BTD):
+            score_NHC = self.scores(z_BTD.flatten(0, 1))
+        y_BTD = self.recall(x_BTD, score_NHC, links)
         return cast(Tensor, self.out(y_BTD)) + (z_BTD - x_BTD)
 
     def init_state(self, batch_size: int) -> MemoryState:
@@ -149,9 +150,10 @@ class TrajectoryMemory(nn.Module):
         """One position (B, D) of `forward`, and where its values are."""
         inputs_BRD = torch.cat((state.inputs, x_BD.unsqueeze(1)), 1)
         z_BD = (inputs_BRD * state.taps).sum(1)
-        remember(state.ring, x_BD.unsqueeze(1), rows.start)
-        y_BD = self.recalled(state.ring, self.scores(z_BD), rows).view_as(x_BD).to(x_BD.dtype)
-        return self.out(y_BD) + (z_BD - x_BD), state._replace(inputs=inputs_BRD[:, 1:])
+        remember_one(state.ring, x_BD, rows.start)
+        y_BD = self.recalled(state.ring, z_BD, rows).to(x_BD.dtype)
+        recent_BRD = inputs_BRD.narrow(1, 1, inputs_BRD.size(1) - 1)
+        return self.out(y_BD) + (z_BD - x_BD), MemoryState(recent_BRD, state.taps, state.ring)
 
     def prefill(self, x_BTD: Tensor, state: MemoryState, rows: Rows) -> tuple[Tensor, MemoryState]:
         """`step` for many positions (B, T, D) at once."""
@@ -159,17 +161,17 @@ class TrajectoryMemory(nn.Module):
         z_BTD = trajectory(inputs_BTD, self.lags)[:, -x_BTD.size(1) :]
         value_BTD = x_BTD.to(state.ring.dtype)
         table = torch.cat((written(state.ring, rows.start), value_BTD), 1)
-        y_BTD = self.recalled(table, self.scores(z_BTD.flatten(0, 1)), rows).view_as(x_BTD).to(x_BTD.dtype)
-        remember(state.ring, value_BTD, rows.start)
+        y_BTD = self.recalled(table, z_BTD.flatten(0, 1), rows).view_as(x_BTD).to(x_BTD.dtype)
+        remember(state.ring, value_BTD, int(rows.start))
         inputs_BRD = kept(inputs_BTD[:, -1 - state.inputs.size(1) :])[:, 1:]  # as `step` leaves them in memory
         return self.out(y_BTD) + (z_BTD - x_BTD), state._replace(inputs=inputs_BRD)
 
-    def recalled(self, table: Tensor, score_NHC: Tensor, rows: Rows) -> Tensor:
-        """What is recalled from the rows of a table: (..., D), scores (N, H, 1 + A + C) -> (N H, V)."""
-        weight_NHC = recall_weights(score_NHC, rows.missing)
+    def recalled(self, table: Tensor, z_ND: Tensor, rows: Rows) -> Tensor:
+        """What is recalled from the rows of a table: (..., D), trajectory (N, D) -> (N, D)."""
         with full_precision(table):
+            weight_NHC = recall_weights(self.scores(z_ND), rows.missing)
             table_RV = table.view(-1, self.d_model // self.num_heads)
-            return gathered_sum(weight_NHC.flatten(0, 1), table_RV, rows.source, rows.offsets)
+            return gathered_sum(weight_NHC, table_RV, rows.source, rows.offsets).view_as(z_ND)
 
     def flops_per_token(self) -> int:
         """Two matrices, and the weighted sum of candidates."""
@@ -297,6 +299,11 @@ class TrajectoryLM(GrowableModel):
     ) -> None:
         check_positive(ffn_ratio=ffn_ratio)
         candidates = Candidates(tuple(spans), num_matches, memory_len, num_heads)
+        if max(spans) * vocab_size > MAX_NUMBERS:
+            raise ValueError(
+                f"--model.spans has {max(spans):,} tokens, too many with a vocabulary of {vocab_size:,}; choose "
+                f"{MAX_NUMBERS // vocab_size:,} at most"
+            )
         blocks: list[nn.Module] = [
             Block(
                 TrajectoryMemory(d_model, candidates, num_doublings),

@@ -48,8 +48,7 @@ class _LinkedSum(torch.autograd.Function):
 
 def recall_weights(score_NHC: Tensor, missing_N1C: Tensor) -> Tensor:
     """Softmax over nothing, the opening and the candidates there are, (N, H, 1 + A + C); the scores are used up."""
-    score_NHC[..., 1 + OPENING :].masked_fill_(missing_N1C, -torch.inf)
-    return score_NHC.softmax(-1)
+    return score_NHC.masked_fill_(missing_N1C, -torch.inf).softmax(-1)
 
 
 def recall(score_NHC: Tensor, value_BTD: Tensor, links: Links) -> Tensor:

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from models import TrajectoryLM
 from models.trajectory.index import ContextIndex
 from models.trajectory.links import (
+    MAX_NUMBERS,
     MAX_SPAN,
     OPENING,
     PRIME,
@@ -179,6 +180,22 @@ def test_streaming_equals_parallel_after_5_000_tokens():
     torch.testing.assert_close(torch.stack(logits, 1), expected, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("spans", [(1, 3), (2, MAX_SPAN)])
+def test_a_step_finds_what_was_read_at_once_whatever_the_numbers_of_tokens(spans):
+    largest = MAX_NUMBERS // max(spans)
+    once_B5 = torch.randint(max(0, largest - 100), largest, (2, 5))
+    tokens_BT = once_B5.repeat(1, 3)
+    index = ContextIndex(Candidates(spans, 2, 64, 1))
+    _, state = index.prefill(tokens_BT[:, :7], index.init_state(2))
+    missing = []
+    for t in range(7, 15):
+        rows, state = index.step(tokens_BT[:, t], state)
+        missing.append(rows.missing)
+    expected = index(tokens_BT).missing.unflatten(0, (2, 15))[:, 7:]
+    assert not expected.all()
+    assert torch.equal(torch.stack(missing, 1), expected)
+
+
 def test_links_do_not_depend_on_the_batch_or_on_precision():
     tokens = torch.randint(5, (64, 100))
     index = ContextIndex(Candidates(SPANS, 3, 64, 1))
@@ -203,8 +220,9 @@ def test_links_do_not_depend_on_the_batch_or_on_precision():
         ({"num_heads": 3}, "--model.num_heads 3"),
         ({"num_doublings": 13}, "--model.num_doublings"),
         ({"ffn_ratio": 0}, "--model.ffn_ratio"),
+        ({"vocab_size": 2**21, "spans": (1, MAX_SPAN)}, "--model.spans"),
     ],
 )
 def test_wrong_sizes_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        TrajectoryLM(vocab_size=5, **{"d_model": 16} | options)
+        TrajectoryLM(**{"vocab_size": 5, "d_model": 16} | options)
