@@ -92,9 +92,14 @@ def test_recall_equals_its_reference_in_values_and_gradients(length):
 
 
 @settings(max_examples=25, deadline=None)
-@given(length=st.integers(2, 20), padding=st.integers(1, 9), memory_len=st.sampled_from([4, 512]))
-def test_a_row_depends_on_its_own_past_alone(length, padding, memory_len):
-    model = loud(num_layers=2, memory_len=memory_len)
+@given(
+    length=st.integers(2, 20),
+    padding=st.integers(1, 9),
+    memory_len=st.sampled_from([4, 512]),
+    layers=st.sampled_from([1, 4]),
+)
+def test_a_row_depends_on_its_own_past_alone(length, padding, memory_len, layers):
+    model = loud(layers, memory_len=memory_len)
     tokens = torch.randint(3, (2, length))
     expected = model(tokens)
     padded = torch.cat((tokens, torch.randint(3, (2, padding))), 1)
@@ -147,9 +152,10 @@ def test_the_newest_wins_a_slot():
 
 @pytest.mark.parametrize("memory_len", [5, 64, 8192])
 @pytest.mark.parametrize("cuts", [(30,), (1, 1, 2, 26), (7, 23), (2, 28)])
-def test_prefill_equals_steps_from_any_state(memory_len, cuts):
+@pytest.mark.parametrize("layers", [1, 4])
+def test_prefill_equals_steps_from_any_state(memory_len, cuts, layers):
     model, tokens = (
-        loud(num_layers=2, memory_len=memory_len, num_doublings=2, local_mixing="conv"),
+        loud(layers, memory_len=memory_len, num_doublings=2, local_mixing="conv"),
         torch.randint(3, (2, 40)),
     )
     with torch.no_grad():
