@@ -135,10 +135,9 @@ class ContextIndex(nn.Module):
     def __init__(self, candidates: Candidates) -> None:
         super().__init__()
         self.candidates, self.longest = candidates, max(candidates.spans)
-        age_P = torch.arange(self.longest).flip(0)
-        power_P = torch.tensor([pow(RADIX, age, PRIME) for age in age_P.tolist()])
-        power_LP = power_P * (age_P < torch.tensor(candidates.spans).unsqueeze(1))
-        self.register_buffer("power", power_LP, persistent=False)
+        powers = [pow(RADIX, age, PRIME) for age in reversed(range(self.longest))]  # the oldest token's first
+        power_LP = [[0] * (self.longest - span) + powers[self.longest - span :] for span in candidates.spans]
+        self.register_buffer("power", torch.tensor(power_LP), persistent=False)
 
     @torch.no_grad()
     def forward(self, token_BT: Tensor) -> Links:

@@ -176,6 +176,13 @@ def test_no_output_depends_on_a_later_token(build):
         assert not torch.allclose(model(changed)[:, t:], logits[:, t:])
 
 
+def test_a_model_is_built_without_memory_where_only_its_sizes_are_asked_for(build):
+    with torch.device("meta"):
+        model = build(num_layers=2)
+    assert all(p.is_meta for p in model.parameters())
+    assert model.num_parameters() == build(num_layers=2).num_parameters()
+
+
 def test_flops_are_those_that_torch_counts(build):
     model = build(num_layers=2)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False, custom_mapping=EMBEDDING_BAGS) as counter:
