@@ -35,7 +35,7 @@ main(sys.argv[1:])
      "compare: 20 runs in runs/compare"),
     (["growth-study", "--questions", "[chain]", "--seeds", "[1,2]", "--scratch_budgets", "[1]", "--out", "x"],
      "growth-study: 81 runs in x"),
-    (["scaling", "results/scaling.json"], "scaling: laws of val/bits_per_char in 24 runs, each fitted 501 times"),
+    (["scaling", "results/scaling.json"], "scaling: laws of val/bits_per_char in 120 runs, each fitted 501 times"),
     (["bench", "[growth,loader]"], "bench: growth, loader"),
 ])  # fmt: skip
 def test_the_first_line_comes_before_torch_is_loaded(command, words):
