@@ -18,7 +18,7 @@ import torch
 import models
 from app.cli.groups import OptionGroup
 from app.cli.names import BASELINE
-from app.scorecard.recipe import BASELINE_OPTIONS, RECIPE
+from app.scorecard.recipe import strongest
 from app.study.conduct import parsed
 from app.study.study import Record
 from models.base import LanguageModel
@@ -58,8 +58,9 @@ def candidate(name: str, model: OptionGroup, optim: OptionGroup, help_command: s
 
 def baseline(candidate: Spec, task: str) -> Spec:
     """The strongest one-layer Transformer for a task, of a candidate's width."""
-    sizes = {"d_model": candidate.build(vocab_size=2).d_model, "num_layers": 1}
-    return Spec(BASELINE, sizes | BASELINE_OPTIONS[task], Optim(**RECIPE))
+    d_model = candidate.build(vocab_size=2).d_model
+    options, recipe = strongest(task, d_model)
+    return Spec(BASELINE, {"d_model": d_model, "num_layers": 1} | options, Optim(**recipe))
 
 
 def fingerprint(record: Record) -> str:

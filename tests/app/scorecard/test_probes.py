@@ -1,9 +1,11 @@
 """What a scorecard measures: operations and pairs on toy mixers, streams on a made-up clock, the plan of trainings."""
 
+import json
 import math
 from collections import Counter
 from dataclasses import asdict, replace
 from inspect import signature
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,6 +23,9 @@ from app.scorecard.training import Learning
 from models import Transformer
 from models.base import LanguageModel
 from models.optim import Optim
+
+RESULTS = Path(__file__).parents[3] / "results"
+TUNED = ("optimizer", "learning_rate", "matrix_learning_rate", "embedding_learning_rate", "weight_decay", "schedule")
 
 # Dispatched operations ------------------------------------------------------------------------------------------------
 
@@ -249,8 +254,25 @@ def test_each_training_is_planned_once_the_longest_first():
 def test_a_candidate_that_is_the_baseline_is_trained_once():
     options = ("positions=none", "local_mixing=conv", "tie_embeddings=true", "d_model=16", "num_heads=1")
     same = candidate("Transformer", *(f"--model.{option}" for option in options))
-    assert same == candidates.baseline(same, "recall") != candidates.baseline(same, "char_text")
-    assert len(plan(same)) == 5
+    assert same == candidates.baseline(same, "recall") == candidates.baseline(same, "binding")
+    assert len(plan(same)) == 6  # its baselines that copy and read are others
+
+
+SEARCHES = {"copying": "searched_copying", "recall": "searched_recall", "char_text": "searched_stdlib"}
+
+
+@pytest.mark.parametrize("task", SEARCHES)
+def test_the_baseline_is_what_the_search_chose(task):
+    baseline = candidates.baseline(candidate("Palm", "--model.d_model=64"), task)
+    options = {"positions": "rotary", "tie_embeddings": False, "rope_base": 1e4} | baseline.options
+    runs = json.loads((RESULTS / f"{SEARCHES[task]}.json").read_text())["runs"]
+    chosen = [run["record"] for run in runs if run["name"].endswith("-s1") and run["labels"]["model"] == "Transformer"]
+    assert chosen
+    for record in chosen:
+        assert {name: record["model_options"][name] for name in options} == options
+        assert {name: record["optim"][name] for name in TUNED} == {
+            name: getattr(baseline.optim, name) for name in TUNED
+        }
 
 
 def test_the_name_of_a_training_says_all_of_its_options():
