@@ -44,11 +44,11 @@ EXTRA_ROWS = OPENING + 2  # of a ring, behind those of the latest positions: the
 class Index(NamedTuple):
     """The streaming state.
 
-    recent: the last P tokens' numbers, counted from 1, zeros before the start, (B, 1, P); slots: of each position that
-    a slot keeps its context's address times KEY, plus its successor's number, (B L M, K), EMPTY for none; length:
-    tokens read, a tensor (1,) where the step is compiled. And what stays: where the slots of a sequence and span begin,
-    (B, L); the rows of nothing and of the opening, (B, 1, 1 + A); the first row of a sequence and head, (B, H, 1);
-    where the rows of each of them begin in a list of them all, (B H,).
+    recent: the last P tokens, NO_TOKEN before the start, (B, 1, P); slots: of each position that a slot keeps its
+    context's address times KEY, plus its successor's number, (B L M, K), EMPTY for none; length: tokens read, a tensor
+    (1,) where the step is compiled. And what stays: where the slots of a sequence and span begin, (B, L); the rows of
+    nothing and of the opening, (B, 1, 1 + A); the first row of a sequence and head, (B, H, 1); where the rows of each
+    of them begin in a list of them all, (B H,).
     """
 
     recent: Tensor
@@ -162,13 +162,13 @@ class ContextIndex(nn.Module):
 
     def step(self, token_B: Tensor, index: Index) -> tuple[Rows, Index]:
         """Look up the contexts that end in these tokens, and take them into the index; the one given is used up."""
-        recent, slots, now, first_slot, front, first_row, offsets = index
+        recent, entries, now, first_slot, front, first_row, offsets = index
         B, M, K = len(token_B), self.candidates.memory_len, self.candidates.num_matches
         recent_B1P = torch.cat((recent.narrow(2, 1, self.longest - 1), token_B.view(-1, 1, 1)), 2)
         address_BL = ((recent_B1P + 1) * self.power).sum(-1) % PRIME
         slot_N, key_N1 = (address_BL % M + first_slot).view(-1), (address_BL * KEY).view(-1, 1)
-        met_NK = slots.index_select(0, slot_N)
-        slots.index_copy_(0, slot_N, torch.cat((key_N1 + (now + 1), met_NK.narrow(1, 0, K - 1)), 1))
+        met_NK = entries.index_select(0, slot_N)
+        entries.index_copy_(0, slot_N, torch.cat((key_N1 + (now + 1), met_NK.narrow(1, 0, K - 1)), 1))
         row_B1C = torch.cat((front, (met_NK ^ key_N1).view(B, 1, -1)), 2)
         missing_B1C = row_B1C >= KEY  # the address is another one
         if not isinstance(now, int) or now >= M:  # further back than M positions the rings have no values
@@ -177,7 +177,7 @@ class ContextIndex(nn.Module):
             next_B1C %= M
         row_B1C.masked_fill_(missing_B1C, M + OPENING)
         source = torch.add(first_row, row_B1C, alpha=self.candidates.num_heads).view(-1)
-        index = Index(recent_B1P, slots, now + 1, first_slot, front, first_row, offsets)
+        index = Index(recent_B1P, entries, now + 1, first_slot, front, first_row, offsets)
         return Rows(source, missing_B1C, offsets, now), index
 
     def prefill(self, token_BT: Tensor, index: Index) -> tuple[Rows, Index]:

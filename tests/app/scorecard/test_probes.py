@@ -255,6 +255,7 @@ def test_a_candidate_that_is_the_baseline_is_trained_once():
     options = ("positions=none", "local_mixing=conv", "tie_embeddings=true", "d_model=16", "num_heads=1")
     same = candidate("Transformer", *(f"--model.{option}" for option in options))
     assert same == candidates.baseline(same, "recall") == candidates.baseline(same, "binding")
+    assert same not in (candidates.baseline(same, "char_text"), candidates.baseline(same, "copying"))
     assert len(plan(same)) == 6  # its baselines that copy and read are others
 
 
