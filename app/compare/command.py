@@ -15,7 +15,7 @@ from app.cli.checks import at_least_one, unique, unique_seeds
 from app.cli.groups import OptionGroup
 from app.cli.invocation import command_line
 from app.cli.names import known_models
-from app.compare.grid import Grid, budget, widths
+from app.compare.grid import Grid, budget, sizes
 from app.compare.space import Space, read_space
 from app.output.progress import announce
 from app.study.conduct import OURS, check_place_and_trainer, conduct
@@ -33,6 +33,7 @@ def compare(
     models: list[str] | None = None,
     tasks: list[str] | None = None,
     d_models: list[int] | None = None,
+    num_layers: list[int] | None = None,
     seeds: list[int] | None = None,
     tokens: float | list[float] | None = None,
     flops: float | list[float] | None = None,
@@ -53,6 +54,7 @@ def compare(
         models: Models, the first of which the others are compared with; by default all, the Transformer first.
         tasks: Folders of experiment files; by default [copying,recall,stdlib,shakespeare].
         d_models: Widths; what a model scales with its width goes along. By default the width of the experiment file.
+        num_layers: Numbers of layers, each with each width. By default that of the experiment file.
         seeds: Seeds of data and models, none of which chooses anything; by default [1,2,3,4,5].
         tokens: Budget of training tokens of each run, or several budgets.
         flops: Budget of training FLOPs of each run, or several, in the place of tokens.
@@ -74,7 +76,8 @@ def compare(
     """
     at_least_one(workers=workers)
     grid = Grid(
-        unique("models", known_models(models)), unique("tasks", TASKS if tasks is None else tasks), widths(d_models),
+        unique("models", known_models(models)), unique("tasks", TASKS if tasks is None else tasks),
+        sizes(d_models, num_layers),
         unique_seeds([1, 2, 3, 4, 5] if seeds is None else seeds), search, search_seed, space_of(search, space),
         *budget(tokens, flops), [] if learning_rates is None else unique("learning_rates", learning_rates),
         validations, presets, trainer.options,

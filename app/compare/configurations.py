@@ -13,6 +13,7 @@ import torch
 
 from app.cli.mistakes import check_known
 from app.cli.yaml_text import read_yaml
+from app.compare.grid import Size
 from app.compare.space import OWN, Choice, Trial
 from app.study.experiments import Experiment, read_experiment
 from datamodules import TaskData
@@ -116,27 +117,29 @@ def build(chosen: Experiment, vocab_size: int, options: Mapping[str, Any]) -> La
 
 
 @cache
-def width_options(folder: Path, task: str, name: str, d_model: int) -> dict[str, Any]:
-    """What a width, 0 for that of the experiment file, changes of the model's options; ValueError if it is refused."""
+def size_options(folder: Path, task: str, name: str, size: Size) -> dict[str, Any]:
+    """What a size changes of the model's options; ValueError if it is refused."""
     chosen = experiment(folder, task, name)
+    if size.num_layers and "num_layers" not in chosen.model_options:
+        raise ValueError(f"--num_layers: {name} has no option of this name; leave it out")
     try:
-        options = chosen.model.at_width(chosen.model_options, d_model) if d_model else {}
+        options = chosen.model.at_width(chosen.model_options, size.d_model) if size.d_model else {}
+        options |= {"num_layers": size.num_layers} if size.num_layers else {}
         build(chosen, data_of(folder, task, name).vocab_size, options)
     except ValueError as error:
-        width = f" at --d_models {d_model}" if d_model else ""
-        raise ValueError(f"{chosen.path}{width}: {error}") from error
+        raise ValueError(f"{chosen.path}{size.options}: {error}") from error
     return options
 
 
 @cache
-def model_options(folder: Path, task: str, name: str, d_model: int, choices: tuple[Choice, ...]) -> dict[str, Any]:
-    """What a width and a trial change of the model's options.
+def model_options(folder: Path, task: str, name: str, size: Size, choices: tuple[Choice, ...]) -> dict[str, Any]:
+    """What a size and a trial change of the model's options.
 
     A choice that the constructor refuses, beside those before it, is left out, so that the experiment file decides.
-    ValueError if it refuses the width alone.
+    ValueError if it refuses the size alone.
     """
     chosen, vocab_size = experiment(folder, task, name), data_of(folder, task, name).vocab_size
-    options = width_options(folder, task, name, d_model)
+    options = size_options(folder, task, name, size)
     everything = dict(pair for choice in choices for pair in choice)
     if accepts(chosen, vocab_size, options | everything):
         return options | everything
@@ -184,10 +187,10 @@ def shortened(optim: Optim, share: float, steps: int) -> Optim:
 
 
 @cache
-def step_flops(folder: Path, task: str, name: str, d_model: int, choices: tuple[Choice, ...]) -> float:
+def step_flops(folder: Path, task: str, name: str, size: Size, choices: tuple[Choice, ...]) -> float:
     """Training FLOPs of a step, on average over the first batches."""
     data = data_of(folder, task, name)
-    options = model_options(folder, task, name, d_model, choices)
+    options = model_options(folder, task, name, size, choices)
     model = build(experiment(folder, task, name), data.vocab_size, options)
     spent = [TRAINING_FLOPS * model.flops_per_token(length) * rows * length for rows, length in data.shapes]
     return sum(spent) / len(spent)

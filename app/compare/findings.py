@@ -1,4 +1,4 @@
-"""What a comparison shows: for each model, task, width and budget the quality with what was chosen for it.
+"""What a comparison shows: for each model, task, size and budget the quality with what was chosen for it.
 
 Models are compared with the first one by Welch's interval, as different models share no noise worth pairing, and the p
 values of a table are corrected together by Holm's method. A model at chance is untrained: it has no difference, and
@@ -17,17 +17,17 @@ from app.output.intervals import LEVEL, Difference, holm, welch_difference
 from app.study.rates import RUNG, SEARCH, at_chosen_rate, validation_loss
 from app.study.study import Record, StudiedRun, Study
 
-LABELS = ("task", "model", "d_model", "budget")  # of a group of runs, over which trials and seeds vary
+LABELS = ("task", "model", "d_model", "num_layers", "budget")  # of a group of runs, over which trials and seeds vary
 QUALITIES = {"bits_per_char": "bits/char", "accuracy": "accuracy"}  # the first that a test has is what counts
 SMALLER_IS_BETTER = ("bits_per_char", "loss")
 
 
 @dataclass(frozen=True)
 class Row:
-    """A model on a task, at one width and budget.
+    """A model on a task, at one size and budget.
 
     Attributes:
-        task, model, d_model, budget: What it is.
+        task, model, d_model, num_layers, budget: What it is; without a number of layers its file's.
         unit: Unit of the budget.
         factor: The learning rate that was chosen, as a multiple of the recipe's; None if all diverged.
         at_edge: Whether it is at an end of the range, so that a better one may lie beyond.
@@ -48,6 +48,7 @@ class Row:
     task: str
     model: str
     d_model: int
+    num_layers: int | None
     budget: float
     unit: str
     factor: float | None
@@ -70,7 +71,7 @@ class Row:
     @property
     def setting(self) -> tuple[Any, ...]:
         """What models are compared at."""
-        return self.task, self.d_model, self.budget
+        return self.task, self.d_model, self.num_layers, self.budget
 
     @property
     def untrained(self) -> bool:
@@ -97,8 +98,8 @@ class Row:
 
 
 def groups(study: Study) -> list[list[StudiedRun]]:
-    """The finished runs that count of each model, task, width and budget, in the order of the plan; at least one."""
-    labels = list(dict.fromkeys(tuple(run.labels[name] for name in LABELS) for run in study.plan))
+    """The finished runs that count of each model, task, size and budget, in the order of the plan; at least one."""
+    labels = list(dict.fromkeys(tuple(run.labels.get(name) for name in LABELS) for run in study.plan))
     runs = (study.runs(**dict(zip(LABELS, group, strict=True))) for group in labels)
     counting = ([run for run in at_chosen_rate(group) if RUNG not in run.labels] for group in runs if group)
     return [group for group in counting if group]
@@ -136,7 +137,7 @@ def row(group: Sequence[StudiedRun]) -> Row:
     labels = group[0].labels
     search = labels.get(SEARCH, {})
     return Row(
-        **{name: labels[name] for name in (*LABELS, "unit")},
+        **{name: labels.get(name) for name in (*LABELS, "unit")},
         factor=labels["factor"],
         at_edge=bool(search.get("edge")),
         configuration=labels.get("configuration", {}),

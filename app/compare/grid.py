@@ -6,11 +6,32 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from app.cli.checks import at_least_one, check_seed, unique
 from app.compare.search import num_runs, shares
 from app.compare.space import Space, Trial
+
+
+class Size(NamedTuple):
+    """Size of a model, 0 standing for what its experiment file has."""
+
+    d_model: int
+    num_layers: int
+
+    @property
+    def name(self) -> str:
+        """As it stands in a run's name, where the experiment file does not decide: -d64-l2."""
+        return "".join(f"-{letter}{value}" for letter, value in zip("dl", self, strict=True) if value)
+
+    @property
+    def options(self) -> str:
+        """As a message names it: ` at --d_models 64`; empty where the experiment file decides."""
+        given = [f"--{axis} {value}" for axis, value in zip(("d_models", "num_layers"), self, strict=True) if value]
+        return f" at {' and '.join(given)}" if given else ""
+
+
+Group = tuple[str, str, Size, float]  # task, model, size, budget
 
 
 @dataclass(frozen=True)
@@ -20,7 +41,7 @@ class Grid:
     Attributes:
         models: Their names.
         tasks: Folders of experiment files.
-        d_models: Widths; 0 for the file's own.
+        sizes: Widths and numbers of layers.
         seeds: Those that are reported.
         search: Trials of the search for each group; 0 for none.
         search_seed: Seed of all trials, none of the reported ones.
@@ -35,7 +56,7 @@ class Grid:
 
     models: list[str]
     tasks: list[str]
-    d_models: list[int]
+    sizes: list[Size]
     seeds: list[int]
     search: int
     search_seed: int
@@ -71,9 +92,9 @@ class Grid:
         """As it stands in the study's file."""
         return asdict(self) | {"presets": str(self.presets)}
 
-    def groups(self) -> Iterator[tuple[str, str, int, float]]:
-        """Task, model, width and budget of what is compared, each over trials and seeds."""
-        return itertools.product(self.tasks, self.models, self.d_models, self.budgets)
+    def groups(self) -> Iterator[Group]:
+        """What is compared, each over trials and seeds."""
+        return itertools.product(self.tasks, self.models, self.sizes, self.budgets)
 
     @property
     def chooses(self) -> bool:
@@ -103,12 +124,15 @@ class Grid:
         return len(list(self.groups())) * (tried + len(self.seeds))
 
 
-def widths(given: Sequence[int] | None) -> list[int]:
-    """The widths, 0 standing for that of the experiment file; ValueError for one below 1."""
-    for width in given or ():
-        if width < 1:
-            raise ValueError(f"--d_models {width} is no width; it must be at least 1")
-    return [0] if given is None else unique("d_models", given)
+def sizes(d_models: Sequence[int] | None, num_layers: Sequence[int] | None) -> list[Size]:
+    """Each width with each number of layers; ValueError for one below 1, or given twice."""
+    axes = []
+    for name, given in (("d_models", d_models), ("num_layers", num_layers)):
+        for value in given or ():
+            if value < 1:
+                raise ValueError(f"--{name} {value} must be at least 1")
+        axes.append([0] if given is None else unique(name, given))
+    return [Size(*size) for size in itertools.product(*axes)]
 
 
 def budget(tokens: float | list[float] | None, flops: float | list[float] | None) -> tuple[str, list[float]]:

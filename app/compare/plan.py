@@ -1,4 +1,4 @@
-"""What a comparison runs: an experiment file for each model and task, at a width, for as many steps as a budget allows.
+"""What a comparison runs: an experiment file for each model and task, at a size, for as many steps as a budget allows.
 
 The budget decides the steps from what a step costs on average, over the first batches of the data. First come the runs
 of the search, which validation alone judges; what it chose is then measured with fresh seeds. The plan is a function of
@@ -13,7 +13,7 @@ from typing import Any
 
 from app.compare.configurations import data_of, experiment, model_options, read_recipe, recipe, shortened, step_flops
 from app.compare.findings import LABELS
-from app.compare.grid import Grid
+from app.compare.grid import Grid, Group
 from app.compare.outcomes import result
 from app.compare.search import MAX_WIDENINGS, Search, search
 from app.compare.space import Trial, is_number
@@ -21,7 +21,6 @@ from app.output.numbers import short
 from app.study.study import Planned, Record, Study, as_options
 
 SHORTEST = 5  # steps, below which a run is none
-Group = tuple[str, str, int, float]  # task, model, width, budget
 
 
 # Budgets --------------------------------------------------------------------------------------------------------------
@@ -29,10 +28,10 @@ Group = tuple[str, str, int, float]  # task, model, width, budget
 
 def num_steps(grid: Grid, group: Group, trial: Trial, share: float = 1.0) -> float:
     """Optimizer steps that a share of the budget allows."""
-    task, name, d_model, budget = group
+    task, name, size, budget = group
     if grid.unit == "tokens":
         return share * budget / data_of(grid.presets, task, name).step_tokens
-    return share * budget / step_flops(grid.presets, task, name, d_model, trial.choices)
+    return share * budget / step_flops(grid.presets, task, name, size, trial.choices)
 
 
 def measured_steps(grid: Grid, group: Group, trial: Trial) -> int:
@@ -76,11 +75,11 @@ def check_runs(grid: Grid) -> None:
 
 def planned(grid: Grid, group: Group, trial: Trial, share: float, labels: dict[str, Any], steps: int) -> Planned:
     """One run of a comparison, which has these labels beside those of its group."""
-    task, name, d_model, budget = group
+    task, name, size, budget = group
     chosen = experiment(grid.presets, task, name)
     optim, trainer = recipe(chosen, trial)
     optim = shortened(optim, share, steps) if grid.search else optim
-    changed = model_options(grid.presets, task, name, d_model, trial.choices)
+    changed = model_options(grid.presets, task, name, size, trial.choices)
     own, is_tried = asdict(chosen.optim), "rung" in labels
     interval = steps if is_tried else steps // grid.validations
     options = [
@@ -94,10 +93,10 @@ def planned(grid: Grid, group: Group, trial: Trial, share: float, labels: dict[s
     ]  # fmt: skip
     has = {key: value for key, value in trial.plain().items() if changed.get(key, value) == value}
     place = f"t{trial.number}-r{labels['rung']}" if is_tried else f"s{labels['seed']}"
-    size = f"-d{d_model}" if d_model else ""
-    of_group = dict(zip(LABELS, (task, name, d_model or chosen.model_options["d_model"], budget), strict=True))
+    d_model = size.d_model or chosen.model_options["d_model"]
+    of_group = dict(zip(LABELS, (task, name, d_model, size.num_layers, budget), strict=True))
     of_trial = {"trial": trial.number, "factor": trial.factor, "configuration": has, "unit": grid.unit}
-    run = f"{task}-{name}{size}-{short(budget)}-{place}"
+    run = f"{task}-{name}{size.name}-{short(budget)}-{place}"
     return Planned(run, of_group | of_trial | labels, options, test=not is_tried)
 
 

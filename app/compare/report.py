@@ -197,12 +197,17 @@ def learning_curve(label: str, runs: Sequence[StudiedRun], metric: str) -> Learn
     return LearningCurve(label, drawn, growths) if drawn else None
 
 
+def sizes(row: Row) -> list[str]:
+    """Width, layers if they are given, and budget, as they stand in a file's name."""
+    return [str(row.d_model), *([f"l{row.num_layers}"] if row.num_layers else []), short(row.budget)]
+
+
 def learning_figures(name: str, study: Study, rows: Sequence[Row]) -> dict[str, Figure]:
     """The curves of the validations of one task, a figure a setting, by file name; none for what was not validated."""
     figures: dict[str, Figure] = {}
     task, settings = rows[0].task, tables(rows)
     for table in settings:
-        size = f"-{table[0].d_model}-{short(table[0].budget)}" if len(settings) > 1 else ""
+        size = "".join(f"-{each}" for each in sizes(table[0])) if len(settings) > 1 else ""
         quality, runs = table[0].quality, study.runs(task=task)
         curves = [
             learning_curve(row.model, [run for run in runs if run.name in row.runs], f"val/{quality}") for row in table
@@ -219,8 +224,10 @@ def learning_figures(name: str, study: Study, rows: Sequence[Row]) -> dict[str, 
 
 
 def setting_title(rows: Sequence[Row]) -> str:
-    """Task, width and budget."""
-    return f"{rows[0].task}, width {rows[0].d_model}, {short(rows[0].budget)} {UNITS[rows[0].unit]}"
+    """Task, size and budget."""
+    first = rows[0]
+    layers = [f"layers {first.num_layers}"] if first.num_layers else []
+    return ", ".join([first.task, f"width {first.d_model}", *layers, f"{short(first.budget)} {UNITS[first.unit]}"])
 
 
 def setting_paragraphs(study: Study, rows: Sequence[Row], baseline: str) -> Iterator[str]:

@@ -117,7 +117,7 @@ def side_by_side(name: str, study: Study, rows: Sequence[Row], baseline: str, sk
 
 
 def all_tables(study: Study, rows: Sequence[Row], baseline: str) -> list[str]:
-    """The tables of one task, one for each width and budget, and how they are read."""
+    """The tables of one task, one for each size and budget, and how they are read."""
     paragraphs, settings = [], tables_of(rows)
     for table in settings:
         paragraphs += [f"### {setting_title(table)}"] if len(settings) > 1 else []

@@ -55,6 +55,21 @@ def test_models_are_better_worse_undecided_or_untrained():
     )
 
 
+def test_models_are_compared_at_equal_numbers_of_layers():
+    study = study_of(Transformer=[0.5, 0.52], Palm=[0.9, 0.92])
+    for depth, shift in ((2, 0.0), (4, 0.05)):
+        for run in list(study.plan[:6]):
+            accuracy = study.records[run.name]["test"]["test/accuracy"] + shift
+            study.plan.append(Planned(f"{run.name}-l{depth}", run.labels | {"num_layers": depth}, [], test=run.test))
+            study.records[f"{run.name}-l{depth}"] = record(accuracy)
+    rows = comparison_rows(Study("compare", "", {}, study.plan[6:], study.records))
+    assert [(row.model, row.num_layers) for row in rows] == [(m, d) for d in (2, 4) for m in ("Transformer", "Palm")]
+    assert all(row.difference.value == pytest.approx(0.4) for row in rows if row.model == "Palm")
+    report = comparison_markdown(study, rows)
+    assert "## copying, width 64, layers 2, 100 tokens" in report
+    assert "## copying, width 64, layers 4, 100 tokens" in report
+
+
 def test_runs_of_the_search_count_nowhere():
     study = study_of(Transformer=[0.5, 0.6])
     (row,) = comparison_rows(study)

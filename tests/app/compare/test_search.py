@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from app.compare.configurations import experiment, model_options, recipe, shortened
+from app.compare.grid import Size
 from app.compare.outcomes import has_learned, result
 from app.compare.search import Result, num_runs, search, shares
 from app.compare.space import OWN, Space, Trial, point, read_space
@@ -115,9 +116,11 @@ def test_trials_are_a_sobol_sequence_the_same_for_all_models():
 def test_a_choice_that_a_constructor_refuses_is_left_out():
     presets = CONFIGS / "experiment"
     choices = ((("positions", "none"), ("rope_base", 10000.0)), (("num_heads", 3),), (("local_mixing", "conv"),))
-    options = model_options(presets, "copying", "Transformer", 0, choices)
+    options = model_options(presets, "copying", "Transformer", Size(0, 0), choices)
     assert options == {"positions": "none", "rope_base": 10000.0, "local_mixing": "conv"}
-    assert model_options(presets, "copying", "Transformer", 32, ()) == {"d_model": 32, "num_heads": 1}
+    assert model_options(presets, "copying", "Transformer", Size(32, 2), ()) == {
+        "d_model": 32, "num_heads": 1, "num_layers": 2,
+    }  # fmt: skip
 
 
 def test_a_recipe_is_whole_and_multiplied():

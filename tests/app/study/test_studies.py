@@ -334,6 +334,19 @@ def test_without_a_search_files_are_taken_as_they_are_or_at_given_learning_rates
     assert re.findall(r"--optim\S*", printed) == ["--optim.learning_rate=0.001"] * 4
 
 
+def test_each_width_is_trained_with_each_number_of_layers(presets, tmp_path, capsys):
+    sizes = ("--models", "[Transformer]", "--d_models", "[16,32]", "--num_layers", "[1,3]", "--seeds", "[1]")
+    code, printed, err = call(capsys, *comparison(presets, tmp_path / "a", *sizes, "--print_commands"))
+    assert (code, err) == (0, "")
+    assert re.findall(r"--run_dir \S*-Transformer(\S+)-1.28k-s1 ", printed) == [
+        "-d16-l1",
+        "-d16-l3",
+        "-d32-l1",
+        "-d32-l3",
+    ]
+    assert re.findall(r"--model.num_layers=(\d)", printed) == ["1", "3"] * 2
+
+
 @pytest.mark.parametrize(("options", "message"), [
     (["--tokens", "100"], "--tokens 100 are 2 steps of Transformer on text, not more than the 2 of its warm-up"),
     (["--tokens", "0"], "--tokens [0.0] must be above 0"),
@@ -342,7 +355,10 @@ def test_without_a_search_files_are_taken_as_they_are_or_at_given_learning_rates
     (["--models", "[Palm]"], "has no file text/*.yaml whose model is Palm; write one, as text/palm.yaml"),
     (["--tasks", "[txt]"], "--tasks txt: no such task; did you mean 'text'?"),
     (["--d_models", "[15]"], "--d_models 15: --model.d_model 15 does not split"),
-    (["--d_models", "[16,0]"], "--d_models 0 is no width"),
+    (["--d_models", "[16,0]"], "--d_models 0 must be at least 1"),
+    (["--num_layers", "[0]"], "--num_layers 0 must be at least 1"),
+    (["--num_layers", "[2,2]"], "--num_layers [2, 2] names one twice"),
+    (["--d_models", "[15]", "--num_layers", "[2]"], "--d_models 15 and --num_layers 2: --model.d_model 15 does not"),
     (["--seeds", "[1,1]"], "--seeds [1, 1] names one twice"),
     (["--seeds", "[-1]"], "--seeds -1 is not between 0 and 2^32 - 1"),
     (["--learning_rates", "[0]"], "--learning_rates [0.0] must be above 0"),
