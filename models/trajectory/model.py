@@ -43,6 +43,7 @@ from models.scan import accumulation_dtype, full_precision
 from models.trajectory.index import EXTRA_ROWS, ContextIndex, Rows, new_ring, remember, remember_one, written
 from models.trajectory.links import MAX_NUMBERS, OPENING, SPANS, Candidates, Links
 from models.trajectory.recall import recall, recall_weights
+from models.trajectory.tape import Tape, TapeState
 
 MAX_DOUBLINGS = 12  # as the streaming state keeps two to this power inputs
 
@@ -67,12 +68,14 @@ def trajectory_taps(lags: Iterable[Tensor], one_1D: Tensor) -> Tensor:
 class MemoryState(NamedTuple):
     """What a memory keeps of the past.
 
-    The last inputs (B, R, D), how much of each the trajectory takes (R, D), and the ring of values (B, M + A + 2, D).
+    The last inputs (B, R, D), how much of each the trajectory takes (R, D), the ring of values (B, M + A + 2, D), and
+    the tape, if there is one.
     """
 
     inputs: Tensor
     taps: Tensor
     ring: Tensor
+    tape: TapeState | None
 
 
 class TrajectoryMemory(nn.Module):
@@ -82,9 +85,10 @@ class TrajectoryMemory(nn.Module):
         d_model: Width.
         candidates: Those that the links lead to which it is given.
         num_doublings: The trajectory spans two to this power positions.
+        tape: Recall what a pointer reads from a tape, too (`tape.py`).
     """
 
-    def __init__(self, d_model: int, candidates: Candidates, num_doublings: int = 4) -> None:
+    def __init__(self, d_model: int, candidates: Candidates, num_doublings: int = 4, tape: bool = False) -> None:
         super().__init__()
         check_positive(d_model=d_model)
         check_heads(d_model, candidates.num_heads)
@@ -93,6 +97,7 @@ class TrajectoryMemory(nn.Module):
         self.d_model, self.num_heads, self.candidates = d_model, candidates.num_heads, candidates
         self.lags = nn.ParameterList(nn.Parameter(torch.empty(d_model)) for _ in range(num_doublings))
         self.out = nn.Linear(d_model, d_model, bias=False)
+        self.tape = Tape(d_model, candidates.num_heads, candidates.memory_len) if tape else None
         self.select = nn.Linear(d_model, self.num_heads * (1 + OPENING + candidates.number))
         self.init_weights()
 
@@ -135,6 +140,8 @@ class TrajectoryMemory(nn.Module):
         with full_precision(x_BTD):
             score_NHC = self.scores(z_BTD.flatten(0, 1))
         y_BTD = self.recall(x_BTD, score_NHC, links)
+        if self.tape is not None:
+            y_BTD = y_BTD + self.tape(x_BTD)
         return cast(Tensor, self.out(y_BTD)) + (z_BTD - x_BTD)
 
     def init_state(self, batch_size: int) -> MemoryState:
@@ -144,6 +151,7 @@ class TrajectoryMemory(nn.Module):
             weight.new_zeros(batch_size, 2 ** len(self.lags) - 1, self.d_model),
             trajectory_taps(self.lags, weight.new_ones(1, self.d_model)),
             new_ring(batch_size, self.candidates.memory_len, weight, self.d_model),
+            None if self.tape is None else self.tape.init_state(batch_size),
         )
 
     def step(self, x_BD: Tensor, state: MemoryState, rows: Rows) -> tuple[Tensor, MemoryState]:
@@ -151,9 +159,12 @@ class TrajectoryMemory(nn.Module):
         inputs_BRD = torch.cat((state.inputs, x_BD.unsqueeze(1)), 1)
         z_BD = (inputs_BRD * state.taps).sum(1)
         remember_one(state.ring, x_BD, rows.start)
-        y_BD = self.recalled(state.ring, z_BD, rows).to(x_BD.dtype)
+        y_BD, tape = self.recalled(state.ring, z_BD, rows).to(x_BD.dtype), state.tape
+        if self.tape is not None and tape is not None:
+            read_BD, tape = self.tape.step(x_BD, tape, rows.start)
+            y_BD = y_BD + read_BD
         recent_BRD = inputs_BRD.narrow(1, 1, inputs_BRD.size(1) - 1)
-        return self.out(y_BD) + (z_BD - x_BD), MemoryState(recent_BRD, state.taps, state.ring)
+        return self.out(y_BD) + (z_BD - x_BD), MemoryState(recent_BRD, state.taps, state.ring, tape)
 
     def prefill(self, x_BTD: Tensor, state: MemoryState, rows: Rows) -> tuple[Tensor, MemoryState]:
         """`step` for many positions (B, T, D) at once."""
@@ -161,10 +172,13 @@ class TrajectoryMemory(nn.Module):
         z_BTD = trajectory(inputs_BTD, self.lags)[:, -x_BTD.size(1) :]
         value_BTD = x_BTD.to(state.ring.dtype)
         table = torch.cat((written(state.ring, rows.start), value_BTD), 1)
-        y_BTD = self.recalled(table, z_BTD.flatten(0, 1), rows).view_as(x_BTD).to(x_BTD.dtype)
+        y_BTD, tape = self.recalled(table, z_BTD.flatten(0, 1), rows).view_as(x_BTD).to(x_BTD.dtype), state.tape
+        if self.tape is not None and tape is not None:
+            read_BTD, tape = self.tape.prefill(x_BTD, tape, int(rows.start))
+            y_BTD = y_BTD + read_BTD
         remember(state.ring, value_BTD, int(rows.start))
         inputs_BRD = kept(inputs_BTD[:, -1 - state.inputs.size(1) :])[:, 1:]  # as `step` leaves them in memory
-        return self.out(y_BTD) + (z_BTD - x_BTD), state._replace(inputs=inputs_BRD)
+        return self.out(y_BTD) + (z_BTD - x_BTD), state._replace(inputs=inputs_BRD, tape=tape)
 
     def recalled(self, table: Tensor, z_ND: Tensor, rows: Rows) -> Tensor:
         """What is recalled from the rows of a table: (..., D), trajectory (N, D) -> (N, D)."""
@@ -174,15 +188,17 @@ class TrajectoryMemory(nn.Module):
             return gathered_sum(weight_NHC, table_RV, rows.source, rows.offsets).view_as(z_ND)
 
     def flops_per_token(self) -> int:
-        """Two matrices, and the weighted sum of candidates."""
+        """The matrices, and the weighted sum of candidates."""
         weights = self.out.weight.numel() + self.select.weight.numel()
+        weights += 0 if self.tape is None else self.tape.gates.weight.numel()
         return 2 * weights + 2 * (OPENING + self.candidates.number) * self.d_model
 
     def state_bytes(self) -> int:
-        """The ring, whatever the length; the last inputs and their taps."""
+        """The ring and the tape, whatever the length; the last inputs and their taps."""
         recent: int = self.out.weight.element_size() * (2 ** (len(self.lags) + 1) - 1) * self.d_model
         wide = accumulation_dtype(self.out.weight.dtype).itemsize
-        return recent + wide * (self.candidates.memory_len + EXTRA_ROWS) * self.d_model
+        tape = 0 if self.tape is None else self.tape.state_bytes()
+        return recent + wide * (self.candidates.memory_len + EXTRA_ROWS) * self.d_model + tape
 
 
 BlockState = tuple[MemoryState, Tensor]
@@ -268,6 +284,7 @@ class TrajectoryLM(GrowableModel):
         num_matches: Latest positions after the same context that are linked.
         memory_len: Positions back to which there are links; they bound the streaming state.
         num_doublings: The trajectory spans two to this power positions.
+        tape: Let each head count, too: recall what stands at a learned number of learned steps.
         local_mixing: Let the memory see the previous position (shift, two taps) or the last four (conv).
         ffn_ratio: Hidden width of the feed-forward network, in widths.
         norm: Norm, without parameters, of what each part of a block reads and the head: rms, the root mean square's, or
@@ -290,6 +307,7 @@ class TrajectoryLM(GrowableModel):
         num_matches: int = 4,
         memory_len: int = 8192,
         num_doublings: int = 4,
+        tape: bool = False,
         local_mixing: LocalMixingKind = "none",
         ffn_ratio: int = 4,
         norm: Norm = "rms",
@@ -306,7 +324,7 @@ class TrajectoryLM(GrowableModel):
             )
         blocks: list[nn.Module] = [
             Block(
-                TrajectoryMemory(d_model, candidates, num_doublings),
+                TrajectoryMemory(d_model, candidates, num_doublings, tape),
                 local_mixing,
                 ffn_ratio * d_model,
                 norm,

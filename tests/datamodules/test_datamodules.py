@@ -112,6 +112,27 @@ def test_copying_against_its_definition(length, blanks, index):
     assert targets == [IGNORED] * (len(shown) + 1) + copy
 
 
+@pytest.mark.parametrize("blanks", [None, 4])
+def test_without_feedback_the_answer_is_read_nowhere(blanks):
+    given = np.arange(3), 5
+    inputs, targets = copying_batch(0, "test", *given, vocab_size=9, num_blanks=blanks, feedback=False)
+    fed_back, same_targets = copying_batch(0, "test", *given, vocab_size=9, num_blanks=blanks)
+    question = 5 + (blanks or 0) + 1
+    assert torch.equal(targets, same_targets)
+    assert torch.equal(inputs[:, :question], fed_back[:, :question])
+    assert (inputs[:, question:] == SEP).all()
+    assert (fed_back[:, question + 1 :] == targets[:, question:-1]).all()
+
+
+def test_each_batch_has_its_number_of_blanks():
+    task = Copying(selective=True, min_blanks=2, num_blanks=9, max_length=8, batch_size=2)
+    stream = task.train_stream()
+    blanks = [int((stream.read(0, 1, number)[0][0] == BLANK).sum()) for number in range(100)]
+    assert set(blanks) == set(range(2, 10))
+    tested = next(iter(Copying(selective=True, min_blanks=2, num_blanks=9, batch_size=2).test_dataloader()[0]))[0]
+    assert ((tested == BLANK).sum(1) == 9).all()
+
+
 def test_copying_uses_the_whole_alphabet():
     inputs, _ = copying_batch(0, "train", np.arange(200), 20, vocab_size=8)
     assert set(inputs.flatten().tolist()) == set(range(8))
@@ -315,6 +336,7 @@ def test_binding_needs_four_tokens_for_its_keys():
 COPYING_AND_RECALL = [
     partial(copying_batch, 1, "test", length=6, vocab_size=9),
     partial(copying_batch, 1, "test", length=6, vocab_size=9, num_blanks=5),
+    partial(copying_batch, 1, "test", length=6, vocab_size=9, num_blanks=5, feedback=False),
     *(partial(recall_batch, 1, "test", seq_len=80, num_pairs=6, recall=Recall(64, variant=v)) for v in VARIANTS),
 ]
 BINDING = partial(binding_batch, 1, "test")
@@ -613,6 +635,9 @@ def test_slices_and_metrics_are_named():
         (lambda: Copying(val_lengths=()), "--data.val_lengths is empty"),
         (lambda: Copying(test_lengths=(8, 0)), "--data.test_lengths is 0"),
         (lambda: Copying(num_blanks=-1), "--data.num_blanks"),
+        (lambda: Copying(selective=True, min_blanks=65), "--data.min_blanks is 65; it must be 0 to 64"),
+        (lambda: Copying(min_blanks=1), "--data.min_blanks is 1; it needs --data.selective true"),
+        (lambda: Copying(free_running=True, feedback=False), "--data.free_running true needs --data.feedback true"),
         (lambda: Copying(samples_per_epoch=0), "--data.samples_per_epoch"),
         (
             lambda: AssociativeRecall(train_mixture=((64, 17),)),

@@ -20,6 +20,7 @@ from models.trajectory.links import (
 )
 from models.trajectory.model import TrajectoryMemory
 from models.trajectory.recall import recall, recall_reference
+from models.trajectory.tape import Tape, tape_reference
 
 SPANS = (1, 2, 3, 5, 8)
 
@@ -97,9 +98,10 @@ def test_recall_equals_its_reference_in_values_and_gradients(length):
     padding=st.integers(1, 9),
     memory_len=st.sampled_from([4, 512]),
     layers=st.sampled_from([1, 4]),
+    tape=st.booleans(),
 )
-def test_a_row_depends_on_its_own_past_alone(length, padding, memory_len, layers):
-    model = loud(layers, memory_len=memory_len)
+def test_a_row_depends_on_its_own_past_alone(length, padding, memory_len, layers, tape):
+    model = loud(layers, memory_len=memory_len, tape=tape)
     tokens = torch.randint(3, (2, length))
     expected = model(tokens)
     padded = torch.cat((tokens, torch.randint(3, (2, padding))), 1)
@@ -150,12 +152,49 @@ def test_the_newest_wins_a_slot():
     assert found([0, 0, 0, 0], 2, 3)[3] == [3, 2, -1]  # the first is too far back
 
 
+@settings(max_examples=25, deadline=None)
+@given(
+    length=st.integers(1, 20),
+    memory_len=st.sampled_from([1, 4, 64]),
+    width=st.sampled_from([1, 3, 8]),
+    heads=st.integers(1, 2),
+)
+def test_a_tape_is_read_as_the_formula_says_in_values_and_gradients(length, memory_len, width, heads):
+    torch.manual_seed(length)
+    tape = Tape(heads * width, heads, memory_len).double()
+    torch.nn.init.normal_(tape.gates.weight)
+    tape.gates.bias.data[heads:] += 3
+    x = torch.randn(2, length, heads * width, dtype=torch.float64, requires_grad=True)
+    weights, leaves = torch.randn_like(x), [x, *tape.parameters()]
+    read = tape(x), tape_reference(x, *tape.lengths(x), memory_len)
+    results = [(output, *torch.autograd.grad((output * weights).sum(), leaves)) for output in read]
+    for fast, slow in zip(*results, strict=True):
+        torch.testing.assert_close(fast, slow, rtol=1e-9, atol=1e-9)
+
+
+def test_what_counts_is_read_one_after_the_other_wherever_it_stands():
+    blank, separator, *symbols = range(7)
+    tape, vectors = Tape(8, 1, 64).double(), torch.eye(8, dtype=torch.float64)
+    with torch.no_grad():
+        tape.gates.bias.fill_(-40.0)
+        tape.gates.weight[0, symbols] = 80.0  # symbols write a unit
+        tape.gates.weight[1, separator] = 80.0  # separators move on by one
+        narrow = tape.length == 1
+        for string in ([2, 3, 4], [6, 2, 6, 5]):
+            sequence = [blank, string[0], blank, blank, *string[1:], blank, *[separator] * len(string)]
+            x = 3 * vectors[torch.tensor([sequence])]
+            read = tape(x)[0, -len(string) :]
+            expected = 3 * vectors[torch.tensor(string)]
+            torch.testing.assert_close(read[:, narrow], expected[:, narrow])
+
+
 @pytest.mark.parametrize("memory_len", [5, 64, 8192])
+@pytest.mark.parametrize("tape", [False, True])
 @pytest.mark.parametrize("cuts", [(30,), (1, 1, 2, 26), (7, 23), (2, 28)])
 @pytest.mark.parametrize("layers", [1, 4])
-def test_prefill_equals_steps_from_any_state(memory_len, cuts, layers):
+def test_prefill_equals_steps_from_any_state(memory_len, tape, cuts, layers):
     model, tokens = (
-        loud(layers, memory_len=memory_len, num_doublings=2, local_mixing="conv"),
+        loud(layers, memory_len=memory_len, tape=tape, num_doublings=2, local_mixing="conv"),
         torch.randint(3, (2, 40)),
     )
     with torch.no_grad():

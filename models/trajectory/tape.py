@@ -1,0 +1,184 @@
+"""Counting: tokens write learned lengths of a tape, and a pointer that moves by learned lengths reads it.
+
+    end[t] = Σ_{s <= t} a[s]                       a = sigmoid(write · x): the tape from end[t - 1] to end[t] holds x[t]
+    pointer[t] = min(Σ_{s <= t} b[s], end[t])      b = sigmoid(move · x)
+    y[t] = mean of the tape from pointer[t] - (n + 1) / 2 to pointer[t] + (n - 1) / 2,  n = 1, 4, 16, 64
+
+for a normalised input x (B, T, D). A token of length 0 is left out, and one that moves the pointer by 1 reads on: so
+the n-th of what counts is found, wherever it stands. Both are learned by gradients, as the tape is read where the
+pointer is, not at a place that is chosen: y is the difference of two integrals, which are cumulative sums, linear in
+between. The wide windows tell the pointer where it should be before the narrow ones can. A head has a pointer, and its
+part of the width is divided among the windows. O(T D) work and a binary search, no loop over time.
+
+Continuous integrate-and-fire (Dong & Xu, arXiv 1905.11235) cuts a sequence where such a sum passes whole numbers, once
+for each; here a second sum says what is read, and when.
+
+Shapes: B batch, T time, D width, H heads, W windows, N ends of the tape, of which the first is that before its tokens,
+M positions that are remembered.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.scan import accumulation_dtype, full_precision
+
+WINDOWS = (1, 4, 16, 64)  # lengths of tape that are read
+AT_START = (0.0, -3.0)  # biases: each token writes half a unit, and the pointer hardly moves
+TINY = 1e-9  # of tape: less is not divided by
+
+
+class TapeState(NamedTuple):
+    """The tape's ends after tokens (B, N, H), its integrals up to there (B, N, D), the pointers' ways (B, H); float64.
+
+    Streaming keeps a ring of N = M + 1: the end after n tokens in row n mod N, zeros where there were none.
+    """
+
+    ends: Tensor
+    sums: Tensor
+    moved: Tensor
+
+
+class Tape(nn.Module):
+    """Normalised (B, T, D) -> what the pointers read (B, T, D).
+
+    Args:
+        d_model: Width.
+        num_heads: Pointers, each of which reads its part of the width.
+        memory_len: Positions whose tape is kept.
+    """
+
+    column: Tensor
+    length: Tensor
+
+    def __init__(self, d_model: int, num_heads: int, memory_len: int) -> None:
+        super().__init__()
+        self.num_heads, self.memory_len = num_heads, memory_len
+        self.gates = nn.Linear(d_model, 2 * num_heads)
+        head_D = torch.arange(d_model) // (d_model // num_heads)
+        window_D = torch.arange(d_model) % (d_model // num_heads) * len(WINDOWS) // (d_model // num_heads)
+        self.register_buffer("column", head_D * len(WINDOWS) + window_D, persistent=False)
+        self.register_buffer("length", torch.tensor(WINDOWS)[window_D], persistent=False)
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """All tokens alike at first."""
+        nn.init.zeros_(self.gates.weight)
+        with torch.no_grad():
+            self.gates.bias.copy_(torch.tensor(AT_START).repeat_interleave(self.num_heads))
+
+    def init_state(self, batch_size: int, num_ends: int | None = None) -> TapeState:
+        """An empty tape."""
+        B, N, device = batch_size, 1 + self.memory_len if num_ends is None else num_ends, self.column.device
+        shapes = (B, N, self.num_heads), (B, N, len(self.column)), (B, self.num_heads)
+        return TapeState(*(torch.zeros(shape, dtype=torch.float64, device=device) for shape in shapes))
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        """Whole sequences."""
+        return self.extended(x_BTD, self.init_state(len(x_BTD), num_ends=1))[0]
+
+    def step(self, x_BD: Tensor, state: TapeState, now: int | Tensor) -> tuple[Tensor, TapeState]:
+        """One position (B, D) of `forward`, before which `now` were read; the state that is given is used up."""
+        row_N = self.rows(now + 1)
+        latest, new = row_N[-2:-1], row_N[-1:]
+        wrote_BH, moves_BH = self.lengths(x_BD)
+        moved_BH = state.moved + moves_BH
+        state.ends.index_copy_(1, new, state.ends.index_select(1, latest) + wrote_BH.unsqueeze(1))
+        state.sums.index_copy_(1, new, state.sums.index_select(1, latest) + written(x_BD, wrote_BH).unsqueeze(1))
+        end_BNH = state.ends.index_select(1, row_N)
+        bound_B2QHW = bounds(moved_BH.unsqueeze(1), end_BNH[:, -1:], end_BNH[:, :1])
+        y_BQD = self.read(end_BNH, state.sums, bound_B2QHW, row_N)
+        return y_BQD.squeeze(1).to(x_BD.dtype), state._replace(moved=moved_BH)
+
+    def prefill(self, x_BTD: Tensor, state: TapeState, now: int) -> tuple[Tensor, TapeState]:
+        """`step` for many positions (B, T, D) at once."""
+        N, row_N = 1 + self.memory_len, self.rows(now)[-1 - now :]
+        y_BTD, (ends, sums, moved_BH) = self.extended(
+            x_BTD, TapeState(state.ends[:, row_N], state.sums[:, row_N], state.moved)
+        )
+        kept_N = self.rows(now + x_BTD.size(1))[-ends.size(1) :]
+        state.ends[:, kept_N], state.sums[:, kept_N] = ends[:, -N:], sums[:, -N:]
+        return y_BTD, state._replace(moved=moved_BH)
+
+    def rows(self, num_tokens: int | Tensor) -> Tensor:
+        """Rows of a ring after so many tokens, the latest last: (N,)."""
+        N = 1 + self.memory_len
+        return (num_tokens + 1 + torch.arange(N, device=self.column.device)) % N
+
+    def extended(self, x_BTD: Tensor, tape: TapeState) -> tuple[Tensor, TapeState]:
+        """What is read at positions that write on, and the longer tape."""
+        num_before, T = tape.ends.size(1), x_BTD.size(1)
+        wrote_BTH, moves_BTH = self.lengths(x_BTD)
+        end_BNH = torch.cat((tape.ends, tape.ends[:, -1:] + wrote_BTH.cumsum(1)), 1)
+        sum_BND = torch.cat((tape.sums, tape.sums[:, -1:] + written(x_BTD, wrote_BTH).cumsum(1)), 1)
+        moved_BTH = tape.moved.unsqueeze(1) + moves_BTH.cumsum(1)
+        oldest_T = (torch.arange(T, device=x_BTD.device) + num_before - self.memory_len).clamp(min=0)
+        bound_B2THW = bounds(moved_BTH, end_BNH[:, num_before:], end_BNH[:, oldest_T])
+        y_BTD = self.read(end_BNH, sum_BND, bound_B2THW)
+        return y_BTD.to(x_BTD.dtype), TapeState(end_BNH, sum_BND, moved_BTH[:, -1])
+
+    def lengths(self, x: Tensor) -> list[Tensor]:
+        """How much tape a token writes, and how far the pointer moves: (..., D) -> twice (..., H)."""
+        with full_precision(x):
+            gates, dtype = self.gates, accumulation_dtype(x.dtype)
+            logits = F.linear(x.to(dtype), gates.weight.to(dtype), gates.bias.to(dtype))
+        return list(logits.double().sigmoid().chunk(2, -1))
+
+    def read(self, end_BNH: Tensor, sum_BRD: Tensor, bound_B2QHW: Tensor, row_N: Tensor | None = None) -> Tensor:
+        """Means of the tape between two bounds each: (B, Q, D).
+
+        The ends are in the order of time; where the integrals are not, `row_N` are the rows in which they stand.
+        """
+        (B, _, Q, H, W), end_BHN = bound_B2QHW.shape, end_BNH.transpose(1, 2).contiguous()
+        bound_BHP = bound_B2QHW.permute(0, 3, 1, 2, 4).reshape(B, H, -1)  # P = 2 Q W
+        after_BHP = torch.searchsorted(end_BHN.detach(), bound_BHP.detach()).clamp(1, end_BHN.size(2) - 1)
+        before = end_BHN.gather(2, after_BHP - 1)
+        share_BHP = (bound_BHP - before) / (end_BHN.gather(2, after_BHP) - before).clamp(min=TINY)
+        share_BPD, after_BPD = (
+            each.view(B, H, 2 * Q, W).transpose(1, 2).flatten(2)[..., self.column] for each in (share_BHP, after_BHP)
+        )
+        before_BPD = after_BPD - 1
+        if row_N is not None:
+            before_BPD, after_BPD = row_N[before_BPD], row_N[after_BPD]
+        integral_BPD = torch.lerp(sum_BRD.gather(1, before_BPD), sum_BRD.gather(1, after_BPD), share_BPD)
+        first_BQD, last_BQD = integral_BPD.chunk(2, 1)
+        return (last_BQD - first_BQD) / self.length
+
+    def state_bytes(self) -> int:
+        """The ring, whatever the length, and how far the pointers went."""
+        return 8 * ((1 + self.memory_len) * (self.num_heads + len(self.column)) + self.num_heads)
+
+
+def written(x: Tensor, wrote: Tensor) -> Tensor:
+    """What a token adds to the integrals: (..., D), lengths (..., H) -> (..., D)."""
+    x_HV: Tensor = x.unflatten(-1, (wrote.size(-1), -1))
+    return (x_HV * wrote.unsqueeze(-1)).flatten(-2)
+
+
+def bounds(moved_BTH: Tensor, end_BTH: Tensor, oldest_BTH: Tensor) -> Tensor:
+    """Where on the tape, between its oldest and its latest end, reading begins and ends: (B, 2, T, H, W)."""
+    length_W, pointer_BTH1 = moved_BTH.new_tensor(WINDOWS), torch.minimum(moved_BTH, end_BTH).unsqueeze(-1)
+    bound_B2THW = torch.stack((pointer_BTH1 - (length_W + 1) / 2, pointer_BTH1 + (length_W - 1) / 2), 1)
+    return bound_B2THW.clamp(oldest_BTH[:, None, ..., None], end_BTH[:, None, ..., None])
+
+
+def tape_reference(x_BTD: Tensor, wrote_BTH: Tensor, moves_BTH: Tensor, memory_len: int) -> Tensor:
+    """`Tape` by the formula, given its lengths: token by token what each has of each window."""
+    y_BTD, (B, T, D), H = torch.zeros_like(x_BTD), x_BTD.shape, wrote_BTH.size(-1)
+    for b, t, feature in itertools.product(range(B), range(T), range(D)):
+        h, within = divmod(feature, D // H)
+        length = WINDOWS[within * len(WINDOWS) // (D // H)]
+        pointer = min(moves_BTH[b, : t + 1, h].sum(), wrote_BTH[b, : t + 1, h].sum())
+        start = torch.zeros((), dtype=wrote_BTH.dtype)
+        for s in range(t + 1):
+            end = start + wrote_BTH[b, s, h]
+            overlap = min(end, pointer + (length - 1) / 2) - max(start, pointer - (length + 1) / 2)
+            if s > t - memory_len and overlap > 0:
+                y_BTD[b, t, feature] += overlap / length * x_BTD[b, s, feature]
+            start = end
+    return y_BTD
