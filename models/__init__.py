@@ -9,6 +9,7 @@ from models.tokenformer import Pattention, TokenFormer
 from models.trajectory.index import ContextIndex
 from models.trajectory.links import Candidates
 from models.trajectory.model import TrajectoryLM, TrajectoryMemory
+from models.trajectory.tape import Tape
 from models.transformer import Transformer
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "PotatoLM",
     "SparseRNN",
     "SparseRecurrence",
+    "Tape",
     "TokenFormer",
     "TrajectoryLM",
     "TrajectoryMemory",

@@ -4,6 +4,7 @@
     trajectory   z_0 = x, z_{i+1}[t] = z_i[t] + λ_i * z_i[t - 2^i]: order and local context, by doublings
     recall       y[t] = Σ_s w[t, s] x[s + 1], w = softmax of select(z)[t, s] over the links s, the sequence's
                  first positions, and nothing
+    tape         an option: what stands at a learned number of learned steps, for what has to be counted (`tape.py`)
 
 for a normalised input x (B, T, D) of a layer, which may be mixed over a few positions before. A head weighs the links
 by a vector of its own and reads its part of x; what that means is left to the output matrix. The links are found once,
@@ -18,7 +19,7 @@ a transformer, where here all matches of several lengths are weighed in one plac
 attention; Reformer (arXiv 2001.04451) attends inside buckets of similar keys, where nothing here is compared but what
 coincides exactly, and what is read is the successor; PPM and suffix matching learn nothing; Engram (arXiv 2601.07372)
 and Lngram (arXiv 2605.24869) address static tables of parameters by n-grams beside a transformer, where memory here is
-the context alone.
+the context alone. Continuous integrate-and-fire (arXiv 1905.11235) sums lengths as the tape does, to cut sequences.
 
 `docs/log.md` tells what was tried, what it gave, and what was kept.
 
@@ -284,7 +285,7 @@ class TrajectoryLM(GrowableModel):
         num_matches: Latest positions after the same context that are linked.
         memory_len: Positions back to which there are links; they bound the streaming state.
         num_doublings: The trajectory spans two to this power positions.
-        tape: Let each head count, too: recall what stands at a learned number of learned steps.
+        tape: Let each head count, too: tokens write learned lengths of a tape, which a pointer reads.
         local_mixing: Let the memory see the previous position (shift, two taps) or the last four (conv).
         ffn_ratio: Hidden width of the feed-forward network, in widths.
         norm: Norm, without parameters, of what each part of a block reads and the head: rms, the root mean square's, or

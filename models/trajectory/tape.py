@@ -34,7 +34,7 @@ TINY = 1e-9  # of tape: less is not divided by
 
 
 class TapeState(NamedTuple):
-    """The tape's ends after tokens (B, N, H), its integrals up to there (B, N, D), the pointers' ways (B, H); float64.
+    """The tape's ends after tokens (B, H, N), its integrals up to there (B, N, D), the pointers' ways (B, H); float64.
 
     Streaming keeps a ring of N = M + 1: the end after n tokens in row n mod N, zeros where there were none.
     """
@@ -75,7 +75,7 @@ class Tape(nn.Module):
     def init_state(self, batch_size: int, num_ends: int | None = None) -> TapeState:
         """An empty tape."""
         B, N, device = batch_size, 1 + self.memory_len if num_ends is None else num_ends, self.column.device
-        shapes = (B, N, self.num_heads), (B, N, len(self.column)), (B, self.num_heads)
+        shapes = (B, self.num_heads, N), (B, N, len(self.column)), (B, self.num_heads)
         return TapeState(*(torch.zeros(shape, dtype=torch.float64, device=device) for shape in shapes))
 
     def forward(self, x_BTD: Tensor) -> Tensor:
@@ -88,21 +88,21 @@ class Tape(nn.Module):
         latest, new = row_N[-2:-1], row_N[-1:]
         wrote_BH, moves_BH = self.lengths(x_BD)
         moved_BH = state.moved + moves_BH
-        state.ends.index_copy_(1, new, state.ends.index_select(1, latest) + wrote_BH.unsqueeze(1))
+        state.ends.index_copy_(2, new, state.ends.index_select(2, latest) + wrote_BH.unsqueeze(2))
         state.sums.index_copy_(1, new, state.sums.index_select(1, latest) + written(x_BD, wrote_BH).unsqueeze(1))
-        end_BNH = state.ends.index_select(1, row_N)
-        bound_B2QHW = bounds(moved_BH.unsqueeze(1), end_BNH[:, -1:], end_BNH[:, :1])
-        y_BQD = self.read(end_BNH, state.sums, bound_B2QHW, row_N)
+        end_BHN = state.ends.index_select(2, row_N)
+        bound_BH2QW = bounds(moved_BH.unsqueeze(2), end_BHN[..., -1:], end_BHN[..., :1])
+        y_BQD = self.read(end_BHN, state.sums, bound_BH2QW, row_N)
         return y_BQD.squeeze(1).to(x_BD.dtype), state._replace(moved=moved_BH)
 
     def prefill(self, x_BTD: Tensor, state: TapeState, now: int) -> tuple[Tensor, TapeState]:
         """`step` for many positions (B, T, D) at once."""
         N, row_N = 1 + self.memory_len, self.rows(now)[-1 - now :]
         y_BTD, (ends, sums, moved_BH) = self.extended(
-            x_BTD, TapeState(state.ends[:, row_N], state.sums[:, row_N], state.moved)
+            x_BTD, TapeState(state.ends[..., row_N], state.sums[:, row_N], state.moved)
         )
-        kept_N = self.rows(now + x_BTD.size(1))[-ends.size(1) :]
-        state.ends[:, kept_N], state.sums[:, kept_N] = ends[:, -N:], sums[:, -N:]
+        kept_N = self.rows(now + x_BTD.size(1))[-sums.size(1) :]
+        state.ends[..., kept_N], state.sums[:, kept_N] = ends[..., -N:], sums[:, -N:]
         return y_BTD, state._replace(moved=moved_BH)
 
     def rows(self, num_tokens: int | Tensor) -> Tensor:
@@ -112,15 +112,15 @@ class Tape(nn.Module):
 
     def extended(self, x_BTD: Tensor, tape: TapeState) -> tuple[Tensor, TapeState]:
         """What is read at positions that write on, and the longer tape."""
-        num_before, T = tape.ends.size(1), x_BTD.size(1)
+        num_before, T = tape.sums.size(1), x_BTD.size(1)
         wrote_BTH, moves_BTH = self.lengths(x_BTD)
-        end_BNH = torch.cat((tape.ends, tape.ends[:, -1:] + wrote_BTH.cumsum(1)), 1)
+        end_BHN = torch.cat((tape.ends, tape.ends[..., -1:] + wrote_BTH.transpose(1, 2).cumsum(2)), 2)
         sum_BND = torch.cat((tape.sums, tape.sums[:, -1:] + written(x_BTD, wrote_BTH).cumsum(1)), 1)
-        moved_BTH = tape.moved.unsqueeze(1) + moves_BTH.cumsum(1)
+        moved_BHT = tape.moved.unsqueeze(2) + moves_BTH.transpose(1, 2).cumsum(2)
         oldest_T = (torch.arange(T, device=x_BTD.device) + num_before - self.memory_len).clamp(min=0)
-        bound_B2THW = bounds(moved_BTH, end_BNH[:, num_before:], end_BNH[:, oldest_T])
-        y_BTD = self.read(end_BNH, sum_BND, bound_B2THW)
-        return y_BTD.to(x_BTD.dtype), TapeState(end_BNH, sum_BND, moved_BTH[:, -1])
+        bound_BH2TW = bounds(moved_BHT, end_BHN[..., num_before:], end_BHN[..., oldest_T])
+        y_BTD = self.read(end_BHN, sum_BND, bound_BH2TW)
+        return y_BTD.to(x_BTD.dtype), TapeState(end_BHN, sum_BND, moved_BHT[..., -1])
 
     def lengths(self, x: Tensor) -> list[Tensor]:
         """How much tape a token writes, and how far the pointer moves: (..., D) -> twice (..., H)."""
@@ -129,13 +129,12 @@ class Tape(nn.Module):
             logits = F.linear(x.to(dtype), gates.weight.to(dtype), gates.bias.to(dtype))
         return list(logits.double().sigmoid().chunk(2, -1))
 
-    def read(self, end_BNH: Tensor, sum_BRD: Tensor, bound_B2QHW: Tensor, row_N: Tensor | None = None) -> Tensor:
+    def read(self, end_BHN: Tensor, sum_BRD: Tensor, bound_BH2QW: Tensor, row_N: Tensor | None = None) -> Tensor:
         """Means of the tape between two bounds each: (B, Q, D).
 
         The ends are in the order of time; where the integrals are not, `row_N` are the rows in which they stand.
         """
-        (B, _, Q, H, W), end_BHN = bound_B2QHW.shape, end_BNH.transpose(1, 2).contiguous()
-        bound_BHP = bound_B2QHW.permute(0, 3, 1, 2, 4).reshape(B, H, -1)  # P = 2 Q W
+        (B, H, _, Q, W), bound_BHP = bound_BH2QW.shape, bound_BH2QW.flatten(2)  # P = 2 Q W
         after_BHP = torch.searchsorted(end_BHN.detach(), bound_BHP.detach()).clamp(1, end_BHN.size(2) - 1)
         before = end_BHN.gather(2, after_BHP - 1)
         share_BHP = (bound_BHP - before) / (end_BHN.gather(2, after_BHP) - before).clamp(min=TINY)
@@ -160,11 +159,11 @@ def written(x: Tensor, wrote: Tensor) -> Tensor:
     return (x_HV * wrote.unsqueeze(-1)).flatten(-2)
 
 
-def bounds(moved_BTH: Tensor, end_BTH: Tensor, oldest_BTH: Tensor) -> Tensor:
-    """Where on the tape, between its oldest and its latest end, reading begins and ends: (B, 2, T, H, W)."""
-    length_W, pointer_BTH1 = moved_BTH.new_tensor(WINDOWS), torch.minimum(moved_BTH, end_BTH).unsqueeze(-1)
-    bound_B2THW = torch.stack((pointer_BTH1 - (length_W + 1) / 2, pointer_BTH1 + (length_W - 1) / 2), 1)
-    return bound_B2THW.clamp(oldest_BTH[:, None, ..., None], end_BTH[:, None, ..., None])
+def bounds(moved_BHT: Tensor, end_BHT: Tensor, oldest_BHT: Tensor) -> Tensor:
+    """Where on the tape, between its oldest and its latest end, reading begins and ends: (B, H, 2, T, W)."""
+    length_W, pointer_BHT1 = moved_BHT.new_tensor(WINDOWS), torch.minimum(moved_BHT, end_BHT).unsqueeze(-1)
+    bound_BH2TW = torch.stack((pointer_BHT1 - (length_W + 1) / 2, pointer_BHT1 + (length_W - 1) / 2), 2)
+    return bound_BH2TW.clamp(oldest_BHT[:, :, None, :, None], end_BHT[:, :, None, :, None])
 
 
 def tape_reference(x_BTD: Tensor, wrote_BTH: Tensor, moves_BTH: Tensor, memory_len: int) -> Tensor:
