@@ -189,10 +189,10 @@ class TrajectoryMemory(nn.Module):
             return gathered_sum(weight_NHC, table_RV, rows.source, rows.offsets).view_as(z_ND)
 
     def flops_per_token(self) -> int:
-        """The matrices, and the weighted sum of candidates."""
+        """Two matrices, the weighted sum of candidates, and the tape."""
         weights = self.out.weight.numel() + self.select.weight.numel()
-        weights += 0 if self.tape is None else self.tape.gates.weight.numel()
-        return 2 * weights + 2 * (OPENING + self.candidates.number) * self.d_model
+        tape = 0 if self.tape is None else self.tape.flops_per_token()
+        return 2 * weights + 2 * (OPENING + self.candidates.number) * self.d_model + tape
 
     def state_bytes(self) -> int:
         """The ring and the tape, whatever the length; the last inputs and their taps."""

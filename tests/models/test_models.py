@@ -74,7 +74,7 @@ MODELS = {
     "SparseRNN-dense": lambda **kw: SparseRNN(vocab_size=11, d_model=16, state_width=12, k=3, variant="dense", **kw),
     "TrajectoryLM": lambda **kw: TrajectoryLM(vocab_size=11, d_model=16, num_heads=2, **kw),
     "TrajectoryLM-tape": lambda **kw: TrajectoryLM(
-        vocab_size=11, d_model=12, num_heads=2, memory_len=6, tape=True, **kw
+        vocab_size=11, d_model=16, num_heads=2, memory_len=6, tape=True, **kw
     ),
     "TrajectoryLM-forgetful": lambda **kw: TrajectoryLM(
         vocab_size=11,
