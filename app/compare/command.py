@@ -68,8 +68,7 @@ def compare(
         trainer: Options of Lightning's Trainer, such as --trainer.accelerator, --trainer.devices, --trainer.precision.
         out: Folder of the runs and of study.json, compare.md and compare.csv.
         workers: Runs side by side; by default one a GPU, else one a core.
-        print_commands: Print the commands of the runs that can be started, and start none. What the search decides
-            comes when its runs are done: print again.
+        print_commands: Print the commands of the runs that can start, and start none. When they are done, print again.
 
     Returns:
         0, or 1 if a run failed.
@@ -77,10 +76,9 @@ def compare(
     at_least_one(workers=workers)
     grid = Grid(
         unique("models", known_models(models)), unique("tasks", TASKS if tasks is None else tasks),
-        sizes(d_models, num_layers),
-        unique_seeds([1, 2, 3, 4, 5] if seeds is None else seeds), search, search_seed, space_of(search, space),
-        *budget(tokens, flops), [] if learning_rates is None else unique("learning_rates", learning_rates),
-        validations, presets, trainer.options,
+        sizes(d_models, num_layers), unique_seeds([1, 2, 3, 4, 5] if seeds is None else seeds), search, search_seed,
+        space_of(search, space), *budget(tokens, flops), [] if learning_rates is None else unique(
+            "learning_rates", learning_rates), validations, presets, trainer.options,
     )  # fmt: skip
     if not print_commands:
         announce(f"compare: {grid.num_runs} runs in {out}")

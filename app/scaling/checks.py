@@ -88,7 +88,7 @@ def proposal(points: Sequence[Point], edge: Frontier | str) -> str:
     if name != "d_model" or not points[0].task:
         return f"{words}: --model.{name} {value}"
     point = points[0]
-    depth = f'--num_layers "[{point.options["num_layers"]}]" ' if "num_layers" in point.options else ""
+    depth = f'--num_layers "[{point.num_layers}]" ' if point.num_layers else ""
     return (
         f'python -m app compare --models "[{point.model}]" --tasks "[{point.task}]" --d_models "[{value}]" '
         f'{depth}--tokens {D:.3g} --learning_rates "[{",".join(f"{rate:g}" for rate in TRIED)}]" --out runs/optimum'

@@ -41,6 +41,7 @@ class Point:
         rates: Learning rates tried in its place, as far as is known.
         rate_at_end: Whether its own is the least or the greatest of them; None where not known.
         task: Folder of the experiment file in a comparison; empty for other runs.
+        num_layers: Layers that the comparison gave it; None or 0 for those of its file.
     """
 
     run: str
@@ -57,6 +58,7 @@ class Point:
     rates: int = 1
     rate_at_end: bool | None = None
     task: str = ""
+    num_layers: int | None = None
 
 
 class Collected(NamedTuple):
@@ -108,6 +110,7 @@ def point_of(run: StudiedRun, metric: str) -> Point:
         rates=labels.get(RATES, 1),
         rate_at_end=labels.get(RATE_AT_END),
         task=labels.get("task", "") if "d_model" in labels else "",
+        num_layers=labels.get("num_layers"),
     )
 
 
