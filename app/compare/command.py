@@ -74,11 +74,11 @@ def compare(
         0, or 1 if a run failed.
     """
     at_least_one(workers=workers)
+    factors = [] if learning_rates is None else unique("learning_rates", learning_rates)
     grid = Grid(
         unique("models", known_models(models)), unique("tasks", TASKS if tasks is None else tasks),
         sizes(d_models, num_layers), unique_seeds([1, 2, 3, 4, 5] if seeds is None else seeds), search, search_seed,
-        space_of(search, space), *budget(tokens, flops), [] if learning_rates is None else unique(
-            "learning_rates", learning_rates), validations, presets, trainer.options,
+        space_of(search, space), *budget(tokens, flops), factors, validations, presets, trainer.options,
     )  # fmt: skip
     if not print_commands:
         announce(f"compare: {grid.num_runs} runs in {out}")
