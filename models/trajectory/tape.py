@@ -116,15 +116,15 @@ class Tape(nn.Module):
 
     def step(self, x_BD: Tensor, state: TapeState, now: int | Tensor) -> tuple[Tensor, TapeState]:
         """One position (B, D) of `forward`, before which `now` were read; the state that is given is used up."""
-        row_N = self.rows(now + 1)
-        latest, new = row_N[-2:-1], row_N[-1:]
+        ends, sums, N = state.ends, state.sums, 1 + self.memory_len
+        latest, new, oldest = now % N, (now + 1) % N, (now + 2) % N
         wrote_BH, moves_BH = self.lengths(x_BD)
         moved_BH = state.moved + moves_BH
-        state.ends.index_copy_(2, new, state.ends.index_select(2, latest) + wrote_BH.unsqueeze(2))
-        state.sums.index_copy_(1, new, state.sums.index_select(1, latest) + written(x_BD, wrote_BH).unsqueeze(1))
-        end_BHN = state.ends.index_select(2, row_N)
+        ends[..., at(new)] = ends[..., at(latest)] + wrote_BH.unsqueeze(2)
+        sums[:, at(new)] = sums[:, at(latest)] + written(x_BD, wrote_BH).unsqueeze(1)
+        end_BHN = ends.roll(-oldest, 2) if isinstance(oldest, int) else ends[..., self.rows(now + 1)]
         bound_BH2QW = bounds(moved_BH.unsqueeze(2), end_BHN[..., -1:], end_BHN[..., :1])
-        y_BQD = self.read(end_BHN, state.sums, bound_BH2QW, row_N)
+        y_BQD = self.read(end_BHN, sums, bound_BH2QW, oldest)
         return y_BQD.squeeze(1).to(x_BD.dtype), state._replace(moved=moved_BH)
 
     def prefill(self, x_BTD: Tensor, state: TapeState, now: int) -> tuple[Tensor, TapeState]:
@@ -161,10 +161,10 @@ class Tape(nn.Module):
             logits = F.linear(x.to(dtype), gates.weight.to(dtype), gates.bias.to(dtype))
         return list(logits.double().sigmoid().chunk(2, -1))
 
-    def read(self, end_BHN: Tensor, sum_BRD: Tensor, bound_BH2QW: Tensor, row_N: Tensor | None = None) -> Tensor:
+    def read(self, end_BHN: Tensor, sum_BRD: Tensor, bound_BH2QW: Tensor, oldest: int | Tensor | None = None) -> Tensor:
         """Means of the tape between two bounds each: (B, Q, D).
 
-        The ends are in the order of time; where the integrals are not, `row_N` are the rows in which they stand.
+        The ends are in the order of time. So are the integrals, but for those of a ring: in row `oldest` they begin.
         """
         (B, H, _, Q, W), bound_BHP = bound_BH2QW.shape, bound_BH2QW.flatten(2)  # P = 2 Q W
         after_BHP = torch.searchsorted(end_BHN.detach(), bound_BHP.detach()).clamp(1, end_BHN.size(2) - 1)
@@ -173,7 +173,7 @@ class Tape(nn.Module):
         shares = torch.stack((1 - share_BHP, share_BHP), -1).view(B, H, 2, Q, W, 2)
         weight_BQHW22 = shares.permute(0, 3, 1, 4, 2, 5) * self.sign_W22
         row_BHP2 = torch.stack((after_BHP - 1, after_BHP), -1)
-        row_BHP2 = row_BHP2 if row_N is None else row_N[row_BHP2]
+        row_BHP2 = row_BHP2 if oldest is None else (row_BHP2 + oldest) % sum_BRD.size(1)
         # A row of the table is what one head's window has of a row of the integrals.
         row_BQHW22 = row_BHP2.view(B, H, 2, Q, W, 2).permute(0, 3, 1, 4, 2, 5) * (H * W) + self.part_HW11
         row_BQHW22 += sum_BRD.size(1) * H * W * torch.arange(B, device=end_BHN.device).view(-1, 1, 1, 1, 1, 1)
@@ -188,6 +188,11 @@ class Tape(nn.Module):
     def state_bytes(self) -> int:
         """The ring, whatever the length, and how far the pointers went."""
         return 8 * ((1 + self.memory_len) * (self.num_heads + self.d_model) + self.num_heads)
+
+
+def at(row: int | Tensor) -> slice | Tensor:
+    """An index of one row, which may be a tensor (1,), that keeps the dimension."""
+    return slice(row, row + 1) if isinstance(row, int) else row
 
 
 def written(x: Tensor, wrote: Tensor) -> Tensor:
