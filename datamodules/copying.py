@@ -50,11 +50,6 @@ def copying_batch(
     return inputs_BT, targets_BT
 
 
-def training_length(seed: int, number: int, min_length: int, max_length: int) -> int:
-    """The length of all strings of training batch `number`, uniform between the two."""
-    return drawn(seed, "train length", number, min_length, max_length)
-
-
 def drawn(seed: int, what: str, number: int, least: int, most: int) -> int:
     """A number for all of training batch `number`, uniform between the two."""
     bits = random_bits(stream_key(seed, "copying", what), np.array([number]), 1)
@@ -73,7 +68,7 @@ def training_batch(
     **variant: Any,
 ) -> Batch:
     """Training samples `indices_B` of batch `number`."""
-    length = training_length(seed, number, min_length, max_length)
+    length = drawn(seed, "train length", number, min_length, max_length)
     if num_blanks is not None and min_blanks is not None:
         num_blanks = drawn(seed, "train blanks", number, min_blanks, num_blanks)
     return copying_batch(seed, "train", indices_B, length, num_blanks=num_blanks, **variant)

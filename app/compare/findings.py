@@ -27,7 +27,7 @@ class Row:
     """A model on a task, at one size and budget.
 
     Attributes:
-        task, model, d_model, num_layers, budget: What it is; without a number of layers its file's.
+        task, model, d_model, num_layers, budget: What it is; None stands for the layers of its file.
         unit: Unit of the budget.
         factor: The learning rate that was chosen, as a multiple of the recipe's; None if all diverged.
         at_edge: Whether it is at an end of the range, so that a better one may lie beyond.

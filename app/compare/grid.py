@@ -129,8 +129,7 @@ def sizes(d_models: Sequence[int] | None, num_layers: Sequence[int] | None) -> l
     axes = []
     for name, given in (("d_models", d_models), ("num_layers", num_layers)):
         for value in given or ():
-            if value < 1:
-                raise ValueError(f"--{name} {value} must be at least 1")
+            at_least_one(**{name: value})
         axes.append([0] if given is None else unique(name, given))
     return [Size(*size) for size in itertools.product(*axes)]
 

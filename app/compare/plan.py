@@ -94,7 +94,7 @@ def planned(grid: Grid, group: Group, trial: Trial, share: float, labels: dict[s
     has = {key: value for key, value in trial.plain().items() if changed.get(key, value) == value}
     place = f"t{trial.number}-r{labels['rung']}" if is_tried else f"s{labels['seed']}"
     d_model = size.d_model or chosen.model_options["d_model"]
-    of_group = dict(zip(LABELS, (task, name, d_model, size.num_layers, budget), strict=True))
+    of_group = dict(zip(LABELS, (task, name, d_model, size.num_layers or None, budget), strict=True))
     of_trial = {"trial": trial.number, "factor": trial.factor, "configuration": has, "unit": grid.unit}
     run = f"{task}-{name}{size.name}-{short(budget)}-{place}"
     return Planned(run, of_group | of_trial | labels, options, test=not is_tried)

@@ -197,9 +197,10 @@ def learning_curve(label: str, runs: Sequence[StudiedRun], metric: str) -> Learn
     return LearningCurve(label, drawn, growths) if drawn else None
 
 
-def sizes(row: Row) -> list[str]:
-    """Width, layers if they are given, and budget, as they stand in a file's name."""
-    return [str(row.d_model), *([f"l{row.num_layers}"] if row.num_layers else []), short(row.budget)]
+def setting_name(row: Row) -> str:
+    """Size and budget, as they stand in a file's name: 64-l2-3.00M."""
+    layers = f"-l{row.num_layers}" if row.num_layers else ""
+    return f"{row.d_model}{layers}-{short(row.budget)}"
 
 
 def learning_figures(name: str, study: Study, rows: Sequence[Row]) -> dict[str, Figure]:
@@ -207,7 +208,7 @@ def learning_figures(name: str, study: Study, rows: Sequence[Row]) -> dict[str, 
     figures: dict[str, Figure] = {}
     task, settings = rows[0].task, tables(rows)
     for table in settings:
-        size = "".join(f"-{each}" for each in sizes(table[0])) if len(settings) > 1 else ""
+        size = f"-{setting_name(table[0])}" if len(settings) > 1 else ""
         quality, runs = table[0].quality, study.runs(task=task)
         curves = [
             learning_curve(row.model, [run for run in runs if run.name in row.runs], f"val/{quality}") for row in table
@@ -226,8 +227,8 @@ def learning_figures(name: str, study: Study, rows: Sequence[Row]) -> dict[str, 
 def setting_title(rows: Sequence[Row]) -> str:
     """Task, size and budget."""
     first = rows[0]
-    layers = [f"layers {first.num_layers}"] if first.num_layers else []
-    return ", ".join([first.task, f"width {first.d_model}", *layers, f"{short(first.budget)} {UNITS[first.unit]}"])
+    layers = f"layers {first.num_layers}, " if first.num_layers else ""
+    return f"{first.task}, width {first.d_model}, {layers}{short(first.budget)} {UNITS[first.unit]}"
 
 
 def setting_paragraphs(study: Study, rows: Sequence[Row], baseline: str) -> Iterator[str]:

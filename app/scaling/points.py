@@ -41,7 +41,7 @@ class Point:
         rates: Learning rates tried in its place, as far as is known.
         rate_at_end: Whether its own is the least or the greatest of them; None where not known.
         task: Folder of the experiment file in a comparison; empty for other runs.
-        num_layers: Layers that the comparison gave it; None or 0 for those of its file.
+        num_layers: Layers that the comparison gave it; None for those of its file.
     """
 
     run: str

@@ -79,6 +79,7 @@ class Tape(nn.Module):
     """
 
     part_HW11: Tensor
+    length_W: Tensor
     sign_W22: Tensor
 
     def __init__(self, d_model: int, num_heads: int, memory_len: int) -> None:
@@ -89,12 +90,13 @@ class Tape(nn.Module):
                 f"--model.tape true divides a head of width {width} among {len(WINDOWS)} windows; choose "
                 f"--model.d_model and --model.num_heads so that its width is a multiple of {len(WINDOWS)}"
             )
-        self.num_heads, self.memory_len = num_heads, memory_len
+        self.d_model, self.num_heads, self.memory_len = d_model, num_heads, memory_len
         self.gates = nn.Linear(d_model, 2 * num_heads)
-        self.d_model = d_model
         part_HW11 = torch.arange(num_heads * len(WINDOWS)).view(num_heads, -1, 1, 1)
         self.register_buffer("part_HW11", part_HW11, persistent=False)
-        sign_W22 = torch.tensor([[-1.0], [1.0]]).double() / torch.tensor(WINDOWS).view(-1, 1, 1)
+        length_W = torch.tensor(WINDOWS, dtype=torch.float64)
+        self.register_buffer("length_W", length_W, persistent=False)
+        sign_W22 = torch.tensor([[-1.0], [1.0]]) / length_W.view(-1, 1, 1)
         self.register_buffer("sign_W22", sign_W22, persistent=False)
         self.init_weights()
 
@@ -121,9 +123,9 @@ class Tape(nn.Module):
         wrote_BH, moves_BH = self.lengths(x_BD)
         moved_BH = state.moved + moves_BH
         ends[..., at(new)] = ends[..., at(latest)] + wrote_BH.unsqueeze(2)
-        sums[:, at(new)] = sums[:, at(latest)] + written(x_BD, wrote_BH).unsqueeze(1)
+        sums[:, at(new)] = sums[:, at(latest)] + added(x_BD, wrote_BH).unsqueeze(1)
         end_BHN = ends.roll(-oldest, 2) if isinstance(oldest, int) else ends[..., self.rows(now + 1)]
-        bound_BH2QW = bounds(moved_BH.unsqueeze(2), end_BHN[..., -1:], end_BHN[..., :1])
+        bound_BH2QW = bounds(moved_BH.unsqueeze(2), end_BHN[..., -1:], end_BHN[..., :1], self.length_W)
         y_BQD = self.read(end_BHN, sums, bound_BH2QW, oldest)
         return y_BQD.squeeze(1).to(x_BD.dtype), state._replace(moved=moved_BH)
 
@@ -147,10 +149,10 @@ class Tape(nn.Module):
         num_before, T = tape.sums.size(1), x_BTD.size(1)
         wrote_BTH, moves_BTH = self.lengths(x_BTD)
         end_BHN = torch.cat((tape.ends, tape.ends[..., -1:] + wrote_BTH.transpose(1, 2).cumsum(2)), 2)
-        sum_BND = torch.cat((tape.sums, tape.sums[:, -1:] + written(x_BTD, wrote_BTH).cumsum(1)), 1)
+        sum_BND = torch.cat((tape.sums, tape.sums[:, -1:] + added(x_BTD, wrote_BTH).cumsum(1)), 1)
         moved_BHT = tape.moved.unsqueeze(2) + moves_BTH.transpose(1, 2).cumsum(2)
         oldest_T = (torch.arange(T, device=x_BTD.device) + num_before - self.memory_len).clamp(min=0)
-        bound_BH2TW = bounds(moved_BHT, end_BHN[..., num_before:], end_BHN[..., oldest_T])
+        bound_BH2TW = bounds(moved_BHT, end_BHN[..., num_before:], end_BHN[..., oldest_T], self.length_W)
         y_BTD = self.read(end_BHN, sum_BND, bound_BH2TW)
         return y_BTD.to(x_BTD.dtype), TapeState(end_BHN, sum_BND, moved_BHT[..., -1])
 
@@ -195,15 +197,15 @@ def at(row: int | Tensor) -> slice | Tensor:
     return slice(row, row + 1) if isinstance(row, int) else row
 
 
-def written(x: Tensor, wrote: Tensor) -> Tensor:
+def added(x: Tensor, wrote: Tensor) -> Tensor:
     """What a token adds to the integrals: (..., D), lengths (..., H) -> (..., D)."""
     x_HV: Tensor = x.unflatten(-1, (wrote.size(-1), -1))
     return (x_HV * wrote.unsqueeze(-1)).flatten(-2)
 
 
-def bounds(moved_BHT: Tensor, end_BHT: Tensor, oldest_BHT: Tensor) -> Tensor:
+def bounds(moved_BHT: Tensor, end_BHT: Tensor, oldest_BHT: Tensor, length_W: Tensor) -> Tensor:
     """Where on the tape, between its oldest and its latest end, reading begins and ends: (B, H, 2, T, W)."""
-    length_W, pointer_BHT1 = moved_BHT.new_tensor(WINDOWS), torch.minimum(moved_BHT, end_BHT).unsqueeze(-1)
+    pointer_BHT1 = torch.minimum(moved_BHT, end_BHT).unsqueeze(-1)
     bound_BH2TW = torch.stack((pointer_BHT1 - (length_W + 1) / 2, pointer_BHT1 + (length_W - 1) / 2), 2)
     return bound_BH2TW.clamp(oldest_BHT[:, :, None, :, None], end_BHT[:, :, None, :, None])
 

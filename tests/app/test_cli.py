@@ -574,7 +574,7 @@ MISTAKES = {
     # lists with nothing in them
     "compare --tokens 1e5 --tasks []": ("--tasks is empty",),
     "compare --tokens 1e5 --d_models []": ("--d_models is empty",),
-    "compare --tokens 1e5 --d_models [0]": ("--d_models 0 must be at least 1",),
+    "compare --tokens 1e5 --d_models [0]": ("--d_models is 0; it must be at least 1",),
     "growth-study --sizes []": ("--sizes is empty",),
     "growth-study --seeds []": ("--seeds is empty",),
     "growth-study --recipes []": ("--recipes is empty",),
