@@ -30,7 +30,6 @@ from models.trajectory.links import (
     context_addresses,
     neighbours,
     opening,
-    rows_of_heads,
     slots,
     sort_by_slot,
 )
@@ -47,8 +46,8 @@ class Index(NamedTuple):
     recent: the last P tokens, NO_TOKEN before the start, (B, 1, P); slots: of each position that a slot keeps its
     context's address times KEY, plus its successor's number, (B L M, K), EMPTY for none; length: tokens read, a tensor
     (1,) where the step is compiled. And what stays: where the slots of a sequence and span begin, (B, L); the rows of
-    nothing and of the opening, (B, 1, 1 + A); the first row of a sequence and head, (B, H, 1); where the rows of each
-    of them begin in a list of them all, (B H,).
+    nothing and of the opening, (B, 1 + A); the first row of a sequence, (B, 1); where the rows of each begin in a list
+    of them all, (B,).
     """
 
     recent: Tensor
@@ -67,8 +66,8 @@ class Index(NamedTuple):
 class Rows(NamedTuple):
     """Where a layer finds the values of what came next after the candidates.
 
-    source: rows, each of one head, of nothing (zeros), the opening and the candidates, int64 (N H (1 + A + C),);
-    missing: which of these there are not, (N, 1, 1 + A + C); offsets: where each place's and head's rows begin, (N H,).
+    source: rows of nothing (zeros), the opening and the candidates, int64 (N (1 + A + C),); missing: which of these
+    there are not, (N, 1 + A + C); offsets: where each place's rows begin, (N,).
     After `step` they are rows of the ring, after `prefill` of each sequence's ring and then its positions at hand.
     start: number of the first position at hand.
     """
@@ -143,21 +142,20 @@ class ContextIndex(nn.Module):
     def forward(self, token_BT: Tensor) -> Links:
         """Links of whole sequences."""
         c = self.candidates
-        return coincidences(context_addresses(token_BT, c.spans), c.memory_len, c.num_matches, c.num_heads)
+        return coincidences(context_addresses(token_BT, c.spans), c.memory_len, c.num_matches)
 
     def init_state(self, batch_size: int) -> Index:
         """Nothing has been read."""
         c, B, device = self.candidates, batch_size, self.power.device
-        L, M, H = len(c.spans), c.memory_len, c.num_heads
-        sequence_B11 = torch.arange(B, device=device).view(-1, 1, 1)
+        L, M = len(c.spans), c.memory_len
         return Index(
             recent=torch.full((B, 1, self.longest), NO_TOKEN, device=device),
             slots=torch.full((B * L * M, c.num_matches), EMPTY, device=device),
             length=0,
             first_slot=M * torch.arange(B * L, device=device).view(B, L),
-            front=torch.tensor([M + OPENING, *range(M, M + OPENING)], device=device).repeat(B, 1, 1),
-            first_row=H * (M + EXTRA_ROWS) * sequence_B11 + torch.arange(H, device=device).unsqueeze(1),
-            offsets=(1 + OPENING + c.number) * torch.arange(B * H, device=device),
+            front=torch.tensor([M + OPENING, *range(M, M + OPENING)], device=device).repeat(B, 1),
+            first_row=(M + EXTRA_ROWS) * torch.arange(B, device=device).unsqueeze(1),
+            offsets=(1 + OPENING + c.number) * torch.arange(B, device=device),
         )
 
     def step(self, token_B: Tensor, index: Index) -> tuple[Rows, Index]:
@@ -169,16 +167,15 @@ class ContextIndex(nn.Module):
         slot_N, key_N1 = (address_BL % M + first_slot).view(-1), (address_BL * KEY).view(-1, 1)
         met_NK = entries.index_select(0, slot_N)
         entries.index_copy_(0, slot_N, torch.cat((key_N1 + (now + 1), met_NK.narrow(1, 0, K - 1)), 1))
-        row_B1C = torch.cat((front, (met_NK ^ key_N1).view(B, 1, -1)), 2)
-        missing_B1C = row_B1C >= KEY  # the address is another one
+        row_BC = torch.cat((front, (met_NK ^ key_N1).view(B, -1)), 1)
+        missing_BC = row_BC >= KEY  # the address is another one
         if not isinstance(now, int) or now >= M:  # further back than M positions the rings have no values
-            next_B1C = row_B1C[..., 1 + OPENING :]
-            missing_B1C[..., 1 + OPENING :] |= next_B1C <= now - M
-            next_B1C %= M
-        row_B1C.masked_fill_(missing_B1C, M + OPENING)
-        source = torch.add(first_row, row_B1C, alpha=self.candidates.num_heads).view(-1)
+            next_BC = row_BC[:, 1 + OPENING :]
+            missing_BC[:, 1 + OPENING :] |= next_BC <= now - M
+            next_BC %= M
+        source = row_BC.masked_fill_(missing_BC, M + OPENING).add_(first_row).view(-1)
         index = Index(recent_B1P, entries, now + 1, first_slot, front, first_row, offsets)
-        return Rows(source, missing_B1C, offsets, now), index
+        return Rows(source, missing_BC, offsets, now), index
 
     def prefill(self, token_BT: Tensor, index: Index) -> tuple[Rows, Index]:
         """`step` for many tokens at once."""
@@ -190,9 +187,9 @@ class ContextIndex(nn.Module):
         next_BTC = 1 + earlier_SK[len(earlier_SK) - address_BTL.numel() :].view(B, T, -1)
         slot_U, latest_UK = latest(contexts, c.num_matches)
         index.slots[slot_U] = latest_UK
-        source_NC = rows_of_heads(joined_rows(next_BTC, start, c.memory_len), c.num_heads)
-        missing_N1C = F.pad(next_BTC == 0, (1 + OPENING, 0)).flatten(0, 1).unsqueeze(1)
-        rows = Rows(source_NC.view(-1), missing_N1C, bag_offsets(source_NC), start)
+        source_NC = joined_rows(next_BTC, start, c.memory_len)
+        missing_NC = F.pad(next_BTC == 0, (1 + OPENING, 0)).flatten(0, 1)
+        rows = Rows(source_NC.view(-1), missing_NC, bag_offsets(source_NC), start)
         recent_B1P = kept(joined_BT[:, -self.longest :]).unsqueeze(1)
         return rows, index._replace(recent=recent_B1P, length=index.length + T)
 
@@ -213,7 +210,7 @@ class ContextIndex(nn.Module):
     def state_bytes(self) -> int:
         """Bytes of one sequence's state: the last tokens, slots, and where slots and rows are."""
         c = self.candidates
-        constant = len(c.spans) + 1 + OPENING + 2 * c.num_heads
+        constant = len(c.spans) + 1 + OPENING + 2
         return 8 * (self.longest + c.memory_len * c.number + constant)
 
 

@@ -7,7 +7,7 @@ stable sort by slot finds them all: neighbours in it are neighbours in time. Lin
 neither rounding nor the shape of a batch can change them.
 
 Shapes: B batch, T time, L spans, K positions of a slot, A positions of the opening, C = L K candidates of a
-place, N = B T places (row-major), H heads, S = N L contexts.
+place, N = B T places (row-major), S = N L contexts.
 """
 
 from __future__ import annotations
@@ -39,7 +39,6 @@ class Candidates:
         spans: Numbers of tokens that a context consists of.
         num_matches: Latest positions of the same context, for each span.
         memory_len: Positions back to which there are any, and slots of a span.
-        num_heads: Heads, each of which weighs them for its part of the width.
 
     Raises:
         ValueError: For numbers that are out of their range.
@@ -48,10 +47,9 @@ class Candidates:
     spans: tuple[int, ...] = SPANS
     num_matches: int = 4
     memory_len: int = 8192
-    num_heads: int = 4
 
     def __post_init__(self) -> None:
-        check_positive(num_matches=self.num_matches, num_heads=self.num_heads)
+        check_positive(num_matches=self.num_matches)
         are_lengths = all(1 <= span <= MAX_SPAN for span in self.spans)
         if not self.spans or not are_lengths or len(set(self.spans)) < len(self.spans):
             raise ValueError(
@@ -67,23 +65,17 @@ class Candidates:
 
 
 class Links(NamedTuple):
-    """What came next after each place's candidates, and the other way round, by heads: rows are places and heads.
+    """What came next after each place's candidates, and the other way round.
 
-    source: rows of what is recalled, int64 (N H, A + C), -1 for none: first the sequence's opening, then the position
-    after each candidate. readers[r, c] = n where source[n, A + c] = r, int64 (N H, C): a position is the k-th latest of
+    source: places of what is recalled, int64 (N, A + C), -1 for none: first the sequence's opening, then the position
+    after each candidate. readers[r, c] = n where source[n, A + c] = r, int64 (N, C): a position is the k-th latest of
     at most one later position, so that gradients are gathered, too. missing: which there are not, of nothing, the
-    opening and the candidates, (N, 1, 1 + A + C).
+    opening and the candidates, (N, 1 + A + C).
     """
 
     source: Tensor
     readers: Tensor
     missing: Tensor
-
-
-def rows_of_heads(row_NC: Tensor, num_heads: int) -> Tensor:
-    """Rows of which each became `num_heads`, but for those below zero: (N, C) -> (N H, C)."""
-    head_H1, row_N1C = torch.arange(num_heads, device=row_NC.device).unsqueeze(1), row_NC.unsqueeze(1)
-    return torch.where(row_N1C >= 0, num_heads * row_N1C + head_H1, -1).flatten(0, 1)
 
 
 def opening(time_T: Tensor) -> Tensor:
@@ -149,7 +141,7 @@ def slots(address_BTL: Tensor, num_slots: int) -> Tensor:
     return table_B1L * num_slots + address_BTL % num_slots
 
 
-def coincidences(address_BTL: Tensor, memory_len: int, num_matches: int, num_heads: int) -> Links:
+def coincidences(address_BTL: Tensor, memory_len: int, num_matches: int) -> Links:
     """Links of whole sequences, from the addresses of their contexts; each span has `memory_len` slots."""
     B, T, L = address_BTL.shape
     place_BT1 = torch.arange(B * T, device=address_BTL.device).view(B, T, 1)
@@ -160,13 +152,12 @@ def coincidences(address_BTL: Tensor, memory_len: int, num_matches: int, num_hea
     source_NC = torch.cat((opening_BTA.flatten(0, 1), torch.where(exists_NC, earlier_NC + 1, -1)), 1)
     # A position is read by what coincides with the one before it; the last of a sequence coincides with nothing later.
     readers_NC = F.pad(later_NC, (0, 0, 1, 0), value=-1)[:-1]
-    missing_N1C = F.pad(~exists_NC, (1 + OPENING, 0)).unsqueeze(1)
-    return Links(rows_of_heads(source_NC, num_heads), rows_of_heads(readers_NC, num_heads), missing_N1C)
+    return Links(source_NC, readers_NC, F.pad(~exists_NC, (1 + OPENING, 0)))
 
 
-def coincidences_reference(address_BTL: Tensor, memory_len: int, num_matches: int, num_heads: int) -> Links:
+def coincidences_reference(address_BTL: Tensor, memory_len: int, num_matches: int) -> Links:
     """`coincidences` by looking at all pairs of positions."""
-    (B, T, L), H = address_BTL.shape, num_heads
+    B, T, L = address_BTL.shape
     source = torch.full((B, T, OPENING + L * num_matches), -1)
     readers = torch.full((B * T, L * num_matches), -1)
     for a in range(OPENING):
@@ -179,9 +170,5 @@ def coincidences_reference(address_BTL: Tensor, memory_len: int, num_matches: in
             if address[s] == address[t] and t - s <= memory_len:
                 source[b, t, OPENING + n * num_matches + k] = b * T + s + 1
                 readers[b * T + s + 1, n * num_matches + k] = b * T + t
-    by_head = (
-        [[H * r + h if r >= 0 else -1 for r in row] for row in rows.tolist() for h in range(H)]
-        for rows in (source.flatten(0, 1), readers)
-    )
-    source_PC, readers_PC = (torch.tensor(rows) for rows in by_head)
-    return Links(source_PC, readers_PC, F.pad(source.view(B * T, 1, -1) < 0, (1, 0)))
+    source_NC = source.flatten(0, 1)
+    return Links(source_NC, readers, F.pad(source_NC < 0, (1, 0)))

@@ -6,13 +6,12 @@
                  first positions, and nothing
     tape         an option: what stands at a learned number of learned steps, for what has to be counted (`tape.py`)
 
-for a normalised input x (B, T, D) of a layer, which may be mixed over a few positions before. A head weighs the links
-by a vector of its own and reads its part of x; what that means is left to the output matrix. The links are found once,
-from the tokens, and all layers read along them. In the first layer that is induction over n-grams in one operator: it
-recalls the token that came next, and what the tokens before it were. In deeper layers it recalls what the model had
-made of that position by then: sparse attention, whose edges are matching contexts. A stable radix sort and
-O(T (D^2 + C D)) products, no loop over time, no maximum length. The streaming state is of fixed size: a table of slots
-for all layers, and for each the values of the last M positions.
+for a normalised input x (B, T, D) of a layer, which may be mixed over a few positions before. An output matrix says
+what the recalled features mean. The links are found once, from the tokens, and all layers read along them. In the first
+layer that is induction over n-grams in one operator: it recalls the token that came next, and what the tokens before it
+were. In deeper layers it recalls what the model had made of that position by then: sparse attention, whose edges are
+matching contexts. A stable radix sort and O(T (D^2 + C D)) products, no loop over time, no maximum length. The
+streaming state is of fixed size: a table of slots for all layers, and for each the values of the last M positions.
 
 Nearest relatives: n-gram induction heads (Akyürek et al., arXiv 2401.12973) attend after equal n-grams in two heads of
 a transformer, where here all matches of several lengths are weighed in one place, in linear time, and replace
@@ -23,8 +22,8 @@ the context alone. Continuous integrate-and-fire (arXiv 1905.11235) sums lengths
 
 `docs/log.md` tells what was tried, what it gave, and what was kept.
 
-Shapes: B batch, T time, D width, H heads, L spans, K positions of a slot, C = L K candidates, V = D / H width of a
-head, N = B T places, M positions that are remembered, A of the opening.
+Shapes: B batch, T time, D width, L spans, K positions of a slot, C = L K candidates, N = B T places, M positions that
+are remembered, A of the opening.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ from torch import Tensor, nn
 
 from models.bags import gathered_sum
 from models.growth import GrowableModel
-from models.layers import Norm, check_heads, check_positive, init_input, init_output, kept, norm_named
+from models.layers import Norm, check_positive, init_input, init_output, kept, norm_named
 from models.local_mixing import LocalMixing, LocalMixingKind
 from models.scan import accumulation_dtype, full_precision
 from models.trajectory.index import EXTRA_ROWS, ContextIndex, Rows, new_ring, remember, remember_one, written
@@ -92,14 +91,13 @@ class TrajectoryMemory(nn.Module):
     def __init__(self, d_model: int, candidates: Candidates, num_doublings: int = 4, tape: bool = False) -> None:
         super().__init__()
         check_positive(d_model=d_model)
-        check_heads(d_model, candidates.num_heads)
         if not 0 <= num_doublings <= MAX_DOUBLINGS:
             raise ValueError(f"--model.num_doublings is {num_doublings}; it must be 0 to {MAX_DOUBLINGS}")
-        self.d_model, self.num_heads, self.candidates = d_model, candidates.num_heads, candidates
+        self.d_model, self.candidates = d_model, candidates
         self.lags = nn.ParameterList(nn.Parameter(torch.empty(d_model)) for _ in range(num_doublings))
         self.out = nn.Linear(d_model, d_model, bias=False)
-        self.tape = Tape(d_model, candidates.num_heads, candidates.memory_len) if tape else None
-        self.select = nn.Linear(d_model, self.num_heads * (1 + OPENING + candidates.number))
+        self.tape = Tape(d_model, candidates.memory_len) if tape else None
+        self.select = nn.Linear(d_model, 1 + OPENING + candidates.number)
         self.init_weights()
 
     def init_weights(self) -> None:
@@ -115,10 +113,10 @@ class TrajectoryMemory(nn.Module):
         span_L1 = torch.tensor(self.candidates.spans, dtype=torch.float32)[:, None]
         prefer_C = (2 * span_L1.log2() - 0.5 * torch.arange(self.candidates.num_matches)).flatten()
         with torch.no_grad():
-            self.select.bias.copy_(torch.cat((torch.tensor([0.0] + OPENING * [-2.0]), prefer_C)).repeat(self.num_heads))
+            self.select.bias.copy_(torch.cat((torch.tensor([0.0] + OPENING * [-2.0]), prefer_C)))
 
     def scores(self, z_ND: Tensor) -> Tensor:
-        """Of nothing, the opening and each candidate, by the direction of the trajectory: (N, D) -> (N, H, 1 + A + C).
+        """Of nothing, the opening and each candidate, by the direction of the trajectory: (N, D) -> (N, 1 + A + C).
 
         Select reads a vector of length 1: were it longer, steps of Muon would make the scores wander. In float32 at
         least, as the values that are recalled; to be called where autocast leaves types as they are.
@@ -126,21 +124,20 @@ class TrajectoryMemory(nn.Module):
         select, dtype = self.select, accumulation_dtype(z_ND.dtype)
         z_ND = z_ND.to(dtype)  # F.normalize, in fewer operations
         direction_ND = z_ND / torch.linalg.vector_norm(z_ND, dim=-1, keepdim=True).clamp_min(1e-12)
-        score = F.linear(direction_ND, select.weight.to(dtype), select.bias.to(dtype))
-        return score.view(len(z_ND), self.num_heads, -1)
+        return F.linear(direction_ND, select.weight.to(dtype), select.bias.to(dtype))
 
     @torch.compiler.disable  # type: ignore[untyped-decorator] # bags are kernels of their own
-    def recall(self, x_BTD: Tensor, score_NHC: Tensor, links: Links) -> Tensor:
+    def recall(self, x_BTD: Tensor, score_NC: Tensor, links: Links) -> Tensor:
         """What is recalled (B, T, D)."""
         with full_precision(x_BTD):
-            return recall(score_NHC, x_BTD.to(score_NHC.dtype).contiguous(), links).to(x_BTD.dtype)
+            return recall(score_NC, x_BTD.to(score_NC.dtype).contiguous(), links).to(x_BTD.dtype)
 
     def forward(self, x_BTD: Tensor, links: Links) -> Tensor:
-        """Normalised (B, T, D), and the links of its heads -> (B, T, D)."""
+        """Normalised (B, T, D), and the links -> (B, T, D)."""
         z_BTD = trajectory(x_BTD, self.lags)
         with full_precision(x_BTD):
-            score_NHC = self.scores(z_BTD.flatten(0, 1))
-        y_BTD = self.recall(x_BTD, score_NHC, links)
+            score_NC = self.scores(z_BTD.flatten(0, 1))
+        y_BTD = self.recall(x_BTD, score_NC, links)
         if self.tape is not None:
             y_BTD = y_BTD + self.tape(x_BTD)
         return cast(Tensor, self.out(y_BTD)) + (z_BTD - x_BTD)
@@ -184,9 +181,8 @@ class TrajectoryMemory(nn.Module):
     def recalled(self, table: Tensor, z_ND: Tensor, rows: Rows) -> Tensor:
         """What is recalled from the rows of a table: (..., D), trajectory (N, D) -> (N, D)."""
         with full_precision(table):
-            weight_NHC = recall_weights(self.scores(z_ND), rows.missing)
-            table_RV = table.view(-1, self.d_model // self.num_heads)
-            return gathered_sum(weight_NHC, table_RV, rows.source, rows.offsets).view_as(z_ND)
+            weight_NC = recall_weights(self.scores(z_ND), rows.missing)
+            return gathered_sum(weight_NC, table.flatten(0, 1), rows.source, rows.offsets)
 
     def flops_per_token(self) -> int:
         """Two matrices, the weighted sum of candidates, and the tape."""
@@ -242,7 +238,7 @@ class Block(nn.Module):
         return x + cast(Tensor, self.down(F.relu(self.up(self.norm(x))).square()))
 
     def forward(self, x_BTD: Tensor, links: Links) -> Tensor:
-        """(B, T, D), and the links of its heads -> (B, T, D)."""
+        """(B, T, D), and the links -> (B, T, D)."""
         return self.feed_forward(x_BTD + self.memory(self.local_mixing(self.norm(x_BTD)), links))
 
     def init_state(self, batch_size: int) -> BlockState:
@@ -280,12 +276,11 @@ class TrajectoryLM(GrowableModel):
         vocab_size: Number of tokens; the data gives it.
         d_model: Width.
         num_layers: Blocks, which read along the same links.
-        num_heads: Heads of a memory, each of which weighs the links by itself.
         spans: Numbers of tokens that a context consists of, each with a table of its own.
         num_matches: Latest positions after the same context that are linked.
         memory_len: Positions back to which there are links; they bound the streaming state.
         num_doublings: The trajectory spans two to this power positions.
-        tape: Let each head count, too: tokens write learned lengths of a tape, which a pointer reads.
+        tape: Let it count, too: tokens write learned lengths of a tape, which a pointer reads.
         local_mixing: Let the memory see the previous position (shift, two taps) or the last four (conv).
         ffn_ratio: Hidden width of the feed-forward network, in widths.
         norm: Norm, without parameters, of what each part of a block reads and the head: rms, the root mean square's, or
@@ -295,7 +290,7 @@ class TrajectoryLM(GrowableModel):
         compile: Compile each block with torch.compile, but for the look-up.
     """
 
-    scales_with_width = ("num_heads",)
+    scales_with_width = ()
 
     def __init__(
         self,
@@ -303,7 +298,6 @@ class TrajectoryLM(GrowableModel):
         vocab_size: int,
         d_model: int = 128,
         num_layers: int = 1,
-        num_heads: int = 4,
         spans: tuple[int, ...] = SPANS,
         num_matches: int = 4,
         memory_len: int = 8192,
@@ -317,7 +311,7 @@ class TrajectoryLM(GrowableModel):
         compile: bool = False,
     ) -> None:
         check_positive(ffn_ratio=ffn_ratio)
-        candidates = Candidates(tuple(spans), num_matches, memory_len, num_heads)
+        candidates = Candidates(tuple(spans), num_matches, memory_len)
         if max(spans) * vocab_size > MAX_NUMBERS:
             raise ValueError(
                 f"--model.spans has {max(spans):,} tokens, too many with a vocabulary of {vocab_size:,}; choose "

@@ -263,7 +263,9 @@ def test_no_help_imports_torch_or_lightning():
 @pytest.mark.parametrize("model", MODELS)
 def test_a_recipe_goes_with_every_model(tiny, tmp_path, monkeypatch, file, model):
     monkeypatch.chdir(tmp_path)
-    size = f"--model {model} --model.d_model 16" + (" --model.num_heads 2" if model != "SparseRNN" else "")
+    size = f"--model {model} --model.d_model 16" + (
+        " --model.num_heads 2" if model not in ("SparseRNN", "TrajectoryLM") else ""
+    )
     line = tiny.replace(f"--model TokenFormer {SIZES}", size)
     code, _, err = call(f"{line} --config {file} --trainer.max_steps 2 --run_dir runs/x")
     assert (code, err) == (0, "")

@@ -253,7 +253,7 @@ SMALL = {
     "PotatoLM": {"num_heads": 2, "positions": "rotary"},
     "Palm": {"num_heads": 2, "rank": 4, "output_rank": 4, "embedding_rank": 4, "head_rank": 4},
     "SparseRNN": {"state_width": 8, "k": 3},
-    "TrajectoryLM": {"num_heads": 2, "memory_len": 64},
+    "TrajectoryLM": {"memory_len": 64},
 }
 
 

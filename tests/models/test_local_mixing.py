@@ -130,11 +130,10 @@ def test_attention_with_any_base_or_none_equals_its_reference(num_heads, base):
     torch.testing.assert_close(*values, rtol=0, atol=1e-6)  # angles are float32
 
 
-@pytest.mark.parametrize("kind", [kind for kind in MODELS if kind is not SparseRNN])
+@pytest.mark.parametrize("kind", PLACED)
 @pytest.mark.parametrize("num_heads", [1, 5])
 def test_heads_are_from_one_up_and_of_any_width_without_positions(kind, num_heads):
-    options = {"d_model": 15, "num_heads": num_heads} | ({"positions": "none"} if kind in PLACED else {})
-    model, tokens = build(kind, **options), torch.randint(11, (2, 6))
+    model, tokens = build(kind, d_model=15, num_heads=num_heads, positions="none"), torch.randint(11, (2, 6))
     torch.testing.assert_close(streamed(model, tokens), model(tokens), rtol=0, atol=1e-4)
 
 

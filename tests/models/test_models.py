@@ -72,14 +72,11 @@ MODELS = {
         vocab_size=11, d_model=16, state_width=12, k=3, variant="literal", norm="layer", **kw
     ),
     "SparseRNN-dense": lambda **kw: SparseRNN(vocab_size=11, d_model=16, state_width=12, k=3, variant="dense", **kw),
-    "TrajectoryLM": lambda **kw: TrajectoryLM(vocab_size=11, d_model=16, num_heads=2, **kw),
-    "TrajectoryLM-tape": lambda **kw: TrajectoryLM(
-        vocab_size=11, d_model=16, num_heads=2, memory_len=6, tape=True, **kw
-    ),
+    "TrajectoryLM": lambda **kw: TrajectoryLM(vocab_size=11, d_model=16, **kw),
+    "TrajectoryLM-tape": lambda **kw: TrajectoryLM(vocab_size=11, d_model=16, memory_len=6, tape=True, **kw),
     "TrajectoryLM-forgetful": lambda **kw: TrajectoryLM(
         vocab_size=11,
         d_model=16,
-        num_heads=2,
         spans=(1, 5),
         num_matches=3,
         memory_len=3,

@@ -28,7 +28,7 @@ SPANS = (1, 2, 3, 5, 8)
 def loud(num_layers=1, **options):
     """A model in float64 of which every part matters."""
     torch.manual_seed(1)
-    options = {"d_model": 8, "num_heads": 2, "num_layers": num_layers} | options
+    options = {"d_model": 8, "num_layers": num_layers} | options
     model = TrajectoryLM(vocab_size=11, **options).double().eval()
     for p in model.parameters():
         p.data += 0.3 * torch.randn_like(p)
@@ -41,14 +41,13 @@ def loud(num_layers=1, **options):
     memory_len=st.sampled_from([1, 3, 64]),
     num_matches=st.integers(1, 4),
     rows=st.integers(1, 3),
-    heads=st.integers(1, 2),
 )
-def test_links_are_those_of_all_pairs(tokens, memory_len, num_matches, rows, heads):
+def test_links_are_those_of_all_pairs(tokens, memory_len, num_matches, rows):
     tokens_BT = torch.stack([torch.tensor(tokens).roll(i) for i in range(rows)])
     address = context_addresses(tokens_BT, (1, 2, 3))
     for found, expected in zip(
-        coincidences(address, memory_len, num_matches, heads),
-        coincidences_reference(address, memory_len, num_matches, heads),
+        coincidences(address, memory_len, num_matches),
+        coincidences_reference(address, memory_len, num_matches),
         strict=True,
     ):
         assert torch.equal(found, expected)
@@ -79,10 +78,10 @@ def test_contexts_coincide_just_where_all_their_tokens_do(tokens):
 @pytest.mark.parametrize("length", [1, 2, 12])
 def test_recall_equals_its_reference_in_values_and_gradients(length):
     torch.manual_seed(0)
-    B, T, H, K = 2, length, 2, 2
-    links = coincidences(context_addresses(torch.randint(3, (B, T)), (1, 2)), 8, K, H)
-    scores = torch.randn(B * T, H, 1 + OPENING + 2 * K, dtype=torch.float64, requires_grad=True)
-    values = torch.randn(B, T, H * 3, dtype=torch.float64, requires_grad=True)
+    B, T, K = 2, length, 2
+    links = coincidences(context_addresses(torch.randint(3, (B, T)), (1, 2)), 8, K)
+    scores = torch.randn(B * T, 1 + OPENING + 2 * K, dtype=torch.float64, requires_grad=True)
+    values = torch.randn(B, T, 3, dtype=torch.float64, requires_grad=True)
     weights, results = torch.randn_like(values), []
     for function in (recall, recall_reference):
         output = function(scores.clone(), values, links)
@@ -111,7 +110,7 @@ def test_a_row_depends_on_its_own_past_alone(length, padding, memory_len, layers
 
 def test_a_key_recalls_its_value_and_order_matters():
     torch.manual_seed(0)
-    candidates = Candidates((1, 2), num_matches=2, memory_len=64, num_heads=1)
+    candidates = Candidates((1, 2), num_matches=2, memory_len=64)
     index, memory = ContextIndex(candidates), TrajectoryMemory(16, candidates, num_doublings=0)
     torch.nn.init.eye_(memory.out.weight)
     memory.select.bias.data = torch.tensor(
@@ -134,17 +133,16 @@ def test_a_key_recalls_its_value_and_order_matters():
 
 
 def test_the_longest_match_is_preferred_from_the_start():
-    memory = TrajectoryMemory(16, Candidates(num_heads=2))
-    prefer = memory.select.bias.view(2, -1)[:, 1 + OPENING :].view(2, len(memory.candidates.spans), -1)
-    assert (prefer.diff(dim=1) > 0).all()
-    assert (prefer.diff(dim=2) < 0).all()
+    memory = TrajectoryMemory(16, Candidates())
+    prefer_LK = memory.select.bias[1 + OPENING :].view(len(memory.candidates.spans), -1)
+    assert (prefer_LK.diff(dim=0) > 0).all()
+    assert (prefer_LK.diff(dim=1) < 0).all()
 
 
 def test_the_newest_wins_a_slot():
     def found(address, memory_len, num_matches):
-        return (
-            coincidences(torch.tensor(address).view(1, -1, 1), memory_len, num_matches, 1).source[:, OPENING:].tolist()
-        )
+        links = coincidences(torch.tensor(address).view(1, -1, 1), memory_len, num_matches)
+        return links.source[:, OPENING:].tolist()
 
     address = [0, 8, 1, 16, 0, 8]  # of 8 slots: all but the third in the first one
     assert found(address, 8, 2) == [[-1, -1]] * 6
@@ -157,14 +155,13 @@ def test_the_newest_wins_a_slot():
     length=st.integers(1, 20),
     memory_len=st.sampled_from([1, 4, 64]),
     width=st.sampled_from([4, 8]),
-    heads=st.integers(1, 2),
 )
-def test_a_tape_is_read_as_the_formula_says_in_values_and_gradients(length, memory_len, width, heads):
+def test_a_tape_is_read_as_the_formula_says_in_values_and_gradients(length, memory_len, width):
     torch.manual_seed(length)
-    tape = Tape(heads * width, heads, memory_len).double()
+    tape = Tape(width, memory_len).double()
     torch.nn.init.normal_(tape.gates.weight)
-    tape.gates.bias.data[heads:] += 3
-    x = torch.randn(2, length, heads * width, dtype=torch.float64, requires_grad=True)
+    tape.gates.bias.data[1] += 3
+    x = torch.randn(2, length, width, dtype=torch.float64, requires_grad=True)
     weights, leaves = torch.randn_like(x), [x, *tape.parameters()]
     read = tape(x), tape_reference(x, *tape.lengths(x), memory_len)
     results = [(output, *torch.autograd.grad((output * weights).sum(), leaves)) for output in read]
@@ -174,12 +171,12 @@ def test_a_tape_is_read_as_the_formula_says_in_values_and_gradients(length, memo
 
 def test_what_counts_is_read_one_after_the_other_wherever_it_stands():
     blank, separator, *symbols = range(7)
-    tape, vectors = Tape(8, 1, 64).double(), torch.eye(8, dtype=torch.float64)
+    tape, vectors = Tape(8, 64).double(), torch.eye(8, dtype=torch.float64)
     with torch.no_grad():
         tape.gates.bias.fill_(-40.0)
         tape.gates.weight[0, symbols] = 80.0  # symbols write a unit
         tape.gates.weight[1, separator] = 80.0  # separators move on by one
-        narrow = slice(len(vectors) // len(WINDOWS))  # of the head, what the window of length 1 reads
+        narrow = slice(len(vectors) // len(WINDOWS))  # what the window of length 1 reads
         for string in ([2, 3, 4], [6, 2, 6, 5]):
             sequence = [blank, string[0], blank, blank, *string[1:], blank, *[separator] * len(string)]
             x = 3 * vectors[torch.tensor([sequence])]
@@ -211,7 +208,7 @@ def test_prefill_equals_steps_from_any_state(memory_len, tape, cuts, layers):
 
 def test_streaming_equals_parallel_after_5_000_tokens():
     torch.manual_seed(0)
-    model = TrajectoryLM(vocab_size=11, d_model=16, num_heads=2, memory_len=250).eval()
+    model = TrajectoryLM(vocab_size=11, d_model=16, memory_len=250).eval()
     for p in model.parameters():
         p.data += 0.05 * torch.randn_like(p)
     tokens = torch.randint(11, (1, 5000))  # which fill the ring twenty times
@@ -230,7 +227,7 @@ def test_a_step_finds_what_was_read_at_once_whatever_the_numbers_of_tokens(spans
     largest = MAX_NUMBERS // max(spans)
     once_B5 = torch.randint(max(0, largest - 100), largest, (2, 5))
     tokens_BT = once_B5.repeat(1, 3)
-    index = ContextIndex(Candidates(spans, 2, 64, 1))
+    index = ContextIndex(Candidates(spans, 2, 64))
     _, state = index.prefill(tokens_BT[:, :7], index.init_state(2))
     missing = []
     for t in range(7, 15):
@@ -243,7 +240,7 @@ def test_a_step_finds_what_was_read_at_once_whatever_the_numbers_of_tokens(spans
 
 def test_links_do_not_depend_on_the_batch_or_on_precision():
     tokens = torch.randint(5, (64, 100))
-    index = ContextIndex(Candidates(SPANS, 3, 64, 1))
+    index = ContextIndex(Candidates(SPANS, 3, 64))
     whole = index(tokens)
     for b in range(64):
         alone = index(tokens[b : b + 1])
@@ -262,9 +259,8 @@ def test_links_do_not_depend_on_the_batch_or_on_precision():
         ({"spans": (2, 2)}, "--model.spans"),
         ({"spans": ()}, "--model.spans"),
         ({"num_matches": 0}, "--model.num_matches"),
-        ({"num_heads": 3}, "--model.num_heads 3"),
         ({"num_doublings": 13}, "--model.num_doublings"),
-        ({"tape": True, "num_heads": 8}, "--model.tape true divides a head of width 2"),
+        ({"tape": True, "d_model": 18}, "--model.tape true divides --model.d_model 18"),
         ({"ffn_ratio": 0}, "--model.ffn_ratio"),
         ({"vocab_size": 2**21, "spans": (1, MAX_SPAN)}, "--model.spans"),
     ],

@@ -204,7 +204,7 @@ def test_a_file_that_was_grown_goes_on_under_fsdp2_and_then_in_one_process(fit, 
 
 
 def test_trajectory_memory_trains_on_two_processes_and_sharded(fit):
-    model = "--model TrajectoryLM --model.d_model 16 --model.num_heads 2"
+    model = "--model TrajectoryLM --model.d_model 16"
     fit(f"{DDP} --run_dir memory_two", model=model)
     assert_equal(*(torch.load(fit.cwd / "memory_two" / f"rank{r}.pt", weights_only=True) for r in (0, 1)))
     fit(f"{FSDP} --run_dir memory_sharded", model=model)

@@ -113,7 +113,7 @@ def test_interrupted_twice(text, uninterrupted, tmp_path):
 def test_random_dropout_is_that_of_an_uninterrupted_run(text, tmp_path, options):
     def run(folder, **more):
         torch.manual_seed(0)
-        model = TrajectoryLM(vocab_size=len(set(text.read_text())), d_model=16, num_heads=2, dropout=0.2)
+        model = TrajectoryLM(vocab_size=len(set(text.read_text())), d_model=16, dropout=0.2)
         return fit(text, folder, model=model, schedule={}, **options, **more)
 
     last = run(tmp_path / "cut", stop=9)
