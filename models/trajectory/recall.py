@@ -36,11 +36,21 @@ class _LinkedSum(torch.autograd.Function):
         grad_weight_NC = gathered_dot(grad_ND, value_ND, row)
         place = reader * weight_NC.size(1) + torch.arange(OPENING, weight_NC.size(1), device=reader.device)
         grad_BTD = gathered_sum(weight_NC.take(place) * (readers >= 0), grad_ND, reader).view(ctx.shape)
-        for a, weight_N in enumerate(weight_NC[:, :OPENING].unbind(1)):  # read by all places from there on
-            number, opened_BTD = min(1 + a, ctx.shape[1] - 1), (weight_N.unsqueeze(1) * grad_ND).view(ctx.shape)
-            grad_BTD[:, :number] += opened_BTD[:, :number]
-            grad_BTD[:, number] += opened_BTD[:, number:].sum(1)
+        add_opening(grad_BTD, weight_NC[:, :OPENING].view(*ctx.shape[:2], -1), grad_ND.view(ctx.shape))
         return grad_weight_NC, grad_BTD, None, None
+
+
+def add_opening(grad_BTD: Tensor, weight_BTA: Tensor, read_BTD: Tensor) -> None:
+    """Add to the opening's gradients what places have that read it, given the gradients of what they read.
+
+    A position of the opening is read by all places from there on, and until then the latest one stands in for it.
+    """
+    T, A = weight_BTA.shape[1:]
+    number_A = torch.arange(1, A + 1, device=weight_BTA.device).clamp(max=T - 1)
+    is_over_TA = torch.arange(T, device=weight_BTA.device).unsqueeze(1) >= number_A
+    grad_BTD.index_add_(1, number_A, (weight_BTA * is_over_TA).mT @ read_BTD)
+    stands_in_BA1 = (weight_BTA[:, :A] * ~is_over_TA[:A]).sum(-1, keepdim=True)
+    grad_BTD[:, :A] += stands_in_BA1 * read_BTD[:, :A]
 
 
 def recall_weights(score_NC: Tensor, missing_NC: Tensor) -> Tensor:
