@@ -45,7 +45,7 @@ MODELS = {
     "PotatoLM": "--model.d_model 16 --model.num_heads 2",
     "Palm": "--model.d_model 16 --model.num_heads 2 --model.rank 4 --model.embedding_rank 4",
     "SparseRNN": "--model.d_model 16 --model.state_width 16 --model.k 4",
-    "TrajectoryLM": "--model.d_model 16 --model.num_heads 2",
+    "TrajectoryLM": "--model.d_model 16",
 }
 GROWTH = "--growth.steps=[4,9] --growth.num_param_tokens=[6,8] --growth.rewarm_steps 3"
 LOGGERS = ("", "", "--trainer.logger CSVLogger --trainer.logger.save_dir logs", "--trainer.logger false")

@@ -90,6 +90,6 @@ def test_streaming_equals_parallel_under_autocast(name):
 
 
 def test_trajectory_memory_selects_by_a_zero_trajectory_in_float16():
-    model = TrajectoryLM(vocab_size=5, d_model=8, num_heads=2).half()
+    model = TrajectoryLM(vocab_size=5, d_model=8).half()
     links = model.index(torch.zeros(1, 3, dtype=torch.int64))
     assert model.layers[0].memory(torch.zeros(1, 3, 8, dtype=torch.float16), links).isfinite().all()
