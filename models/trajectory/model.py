@@ -38,7 +38,7 @@ from torch import Tensor, nn
 from models.bags import gathered_sum
 from models.growth import GrowableModel
 from models.layers import Norm, check_positive, init_input, init_output, kept, norm_named
-from models.local_mixing import LocalMixing, LocalMixingKind
+from models.local_mixing import LocalMixing, LocalMixingKind, delayed_sum
 from models.scan import accumulation_dtype, full_precision
 from models.trajectory.index import EXTRA_ROWS, ContextIndex, Rows, new_ring, remember, remember_one, written
 from models.trajectory.links import MAX_NUMBERS, OPENING, SPANS, Candidates, Links
@@ -51,9 +51,7 @@ MAX_DOUBLINGS = 12  # as the streaming state keeps two to this power inputs
 def trajectory(x_BTD: Tensor, lags: Iterable[Tensor]) -> Tensor:
     """z_{i+1}[t] = z_i[t] + lag_i * z_i[t - 2^i], zeros before the start: (B, T, D) -> (B, T, D)."""
     for i, lag_D in enumerate(lags):
-        delay = min(2**i, x_BTD.size(1))
-        moved = torch.addcmul(x_BTD[:, delay:], lag_D, x_BTD[:, : x_BTD.size(1) - delay])
-        x_BTD = torch.cat((x_BTD[:, :delay], moved), 1)
+        x_BTD = delayed_sum(x_BTD, lag_D.to(x_BTD.dtype).unsqueeze(0), (2**i,))
     return x_BTD
 
 
