@@ -10,7 +10,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from app.cli.invocation import carried_out, fail, quiet_if_asked
-from app.machine import begin_in_utf8
+from app.machine import begin_in_utf8, keep_freed_memory
 
 LIGHTNING_VERBS = {
     "fit": "train a model, or go on with --ckpt_path",
@@ -95,6 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         near = get_close_matches(verb, LIGHTNING_VERBS | FUNCTION_VERBS, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         return fail(f"unknown verb {verb!r}; {hint}`python -m app --help` lists them")
+    keep_freed_memory()
     return carried_out(args, run)
 
 

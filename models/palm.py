@@ -35,6 +35,7 @@ from models.layers import (
     kept,
     norm_named,
     place,
+    relu_squared,
     rotation_base,
     split_heads,
 )
@@ -100,7 +101,7 @@ class FactorisedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., E)."""
-        y: Tensor = self.up(x if self.down is None else F.relu(self.down(x)).square())
+        y: Tensor = self.up(x if self.down is None else relu_squared(self.down(x)))
         return y
 
 

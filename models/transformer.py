@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.growth import GrowableModel
@@ -29,6 +28,7 @@ from models.layers import (
     init_input,
     init_output,
     norm_named,
+    relu_squared,
     rotation_base,
 )
 from models.local_mixing import LocalMixing, LocalMixingKind
@@ -80,7 +80,7 @@ class Block(Mixer):
 
     def feed_forward(self, x: Tensor) -> Tensor:
         """Squared-ReLU network of the normalised (..., D), added to it."""
-        y: Tensor = self.down(F.relu(self.up(self.norm(x))).square())
+        y: Tensor = self.down(relu_squared(self.up(self.norm(x))))
         return x + y
 
     def read(self, x_BTD: Tensor, state: BlockState | None) -> tuple[Tensor, Any]:

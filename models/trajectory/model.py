@@ -37,7 +37,7 @@ from torch import Tensor, nn
 
 from models.bags import gathered_sum
 from models.growth import GrowableModel
-from models.layers import Norm, check_positive, init_input, init_output, kept, norm_named
+from models.layers import Norm, check_positive, init_input, init_output, kept, norm_named, relu_squared
 from models.local_mixing import LocalMixing, LocalMixingKind, delayed_sum
 from models.scan import accumulation_dtype, full_precision
 from models.trajectory.index import EXTRA_ROWS, ContextIndex, Rows, new_ring, remember, remember_one, written
@@ -233,7 +233,7 @@ class Block(nn.Module):
 
     def feed_forward(self, x: Tensor) -> Tensor:
         """Squared-ReLU network of the normalised (..., D), added to it."""
-        return x + cast(Tensor, self.down(F.relu(self.up(self.norm(x))).square()))
+        return x + cast(Tensor, self.down(relu_squared(self.up(self.norm(x)))))
 
     def forward(self, x_BTD: Tensor, links: Links) -> Tensor:
         """(B, T, D), and the links -> (B, T, D)."""

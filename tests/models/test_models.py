@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from models import Palm, PotatoLM, SparseRNN, TokenFormer, TrajectoryLM, Transformer
 from models.base import LanguageModel, sample
-from models.layers import MIN_CACHE, causal_attention, causal_attention_reference, layer_norm
+from models.layers import MIN_CACHE, causal_attention, causal_attention_reference, layer_norm, relu_squared
 from models.local_mixing import LocalMixing
 
 # Torch's counter does not know that a bag of k weighted rows of width m is a product of 1 x k and k x m.
@@ -317,6 +317,14 @@ def test_attention_equals_its_reference_in_values_and_gradients():
         results.append((output, *torch.autograd.grad((output * weights).sum(), inputs)))
     for fast, slow in zip(*results, strict=True):
         torch.testing.assert_close(fast, slow, rtol=0, atol=1e-6)  # angles are float32
+
+
+def test_squared_relu_has_the_values_and_gradients_of_its_formula():
+    x = torch.linspace(-2, 2, 9, dtype=torch.float64, requires_grad=True)
+    y = relu_squared(x)
+    assert torch.equal(y, F.relu(x).square())
+    assert torch.equal(relu_squared(x.detach()), y)
+    torch.testing.assert_close(*(torch.autograd.grad(z.sin().sum(), x)[0] for z in (y, F.relu(x).square())))
 
 
 def test_rotary_attention_sees_distances_not_positions():
