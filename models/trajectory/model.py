@@ -278,7 +278,7 @@ class TrajectoryLM(GrowableModel):
         num_matches: Latest positions after the same context that are linked.
         memory_len: Positions back to which there are links; they bound the streaming state.
         num_doublings: The trajectory spans two to this power positions.
-        tape: Let it count, too: tokens write learned lengths of tapes, which pointers read.
+        tape: Let it count, too: tokens write learned lengths of a tape, which a pointer reads.
         local_mixing: Let the memory see the previous position (shift, two taps) or the last four (conv).
         ffn_ratio: Hidden width of the feed-forward network, in widths.
         norm: Norm, without parameters, of what each part of a block reads and the head: rms, the root mean square's, or
