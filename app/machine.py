@@ -29,10 +29,7 @@ ENCODING_VARIABLE = "PYTHONIOENCODING"
 NODE_VARIABLES = ("NODE_RANK", "GROUP_RANK")  # by hand, and of torchrun
 GPUS_VARIABLE = "CUDA_VISIBLE_DEVICES"
 COMPILER_VARIABLE = "CXX"  # names the C++ compiler that PyTorch takes
-M_TRIM_THRESHOLD, M_MMAP_MAX = (
-    -1,
-    -4,
-)  # of mallopt(3)
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of mallopt(3)
 RANK_VARIABLES = ("RANK", "SLURM_PROCID", "LOCAL_RANK")  # of torchrun, SLURM and Lightning's own launcher
 
 
@@ -125,8 +122,8 @@ def keep_freed_memory() -> None:
     """Let the C library keep for the next tensors what the last ones have freed, where it is glibc.
 
     Else it gives large pieces back, and gets them again at the next training step, page by page, each filled with
-    zeros: at batches of 64 x 256 tokens that was a quarter of a step's time on a CPU. It costs nothing but that memory
-    once taken stays with the process.
+    zeros: at batches of 64 x 256 tokens that was a sixth of a step's time on a CPU. What is kept stays with the process
+    until it ends.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
