@@ -18,11 +18,21 @@ from __future__ import annotations
 from typing import Any, ClassVar, Literal, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.growth import GrowableModel
-from models.layers import Mixer, Norm, check_choice, check_positive, init_input, init_output, kept, norm_named, rms_norm
+from models.layers import (
+    Mixer,
+    Norm,
+    check_choice,
+    check_positive,
+    init_input,
+    init_output,
+    kept,
+    norm_named,
+    relu_squared,
+    rms_norm,
+)
 from models.local_mixing import LocalMixing, LocalMixingKind
 from models.scan import accumulation_dtype, full_precision
 from models.sparse_rnn.scan import DenseScan, Rule, SparseScan, gains, rms_scale, sparse_step
@@ -194,7 +204,7 @@ class Block(Mixer):
     def add_branches(self, x: Tensor, stimulus: Tensor) -> Tensor:
         """Read the stimulus out into x, then add the squared-ReLU network, all (..., D)."""
         x = x + self.out(stimulus.to(x.dtype))
-        y: Tensor = x + self.down(F.relu(self.up(self.norm(x))).square())
+        y: Tensor = x + self.down(relu_squared(self.up(self.norm(x))))
         return y
 
     def read(self, x_BTD: Tensor, state: BlockState | None) -> tuple[Tensor, Any]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from models.bags import gathered_dot, gathered_sum
-from models.trajectory.links import OPENING, Links
+from models.trajectory.links import OPENING, Links, opening
 
 
 class _LinkedSum(torch.autograd.Function):
@@ -45,12 +45,11 @@ def add_opening(grad_BTD: Tensor, weight_BTA: Tensor, read_BTD: Tensor) -> None:
 
     A position of the opening is read by all places from there on, and until then the latest one stands in for it.
     """
-    T, A = weight_BTA.shape[1:]
-    number_A = torch.arange(1, A + 1, device=weight_BTA.device).clamp(max=T - 1)
-    is_over_TA = torch.arange(T, device=weight_BTA.device).unsqueeze(1) >= number_A
-    grad_BTD.index_add_(1, number_A, (weight_BTA * is_over_TA).mT @ read_BTD)
-    stands_in_BA1 = (weight_BTA[:, :A] * ~is_over_TA[:A]).sum(-1, keepdim=True)
-    grad_BTD[:, :A] += stands_in_BA1 * read_BTD[:, :A]
+    number_TA = opening(torch.arange(weight_BTA.size(1), device=weight_BTA.device))
+    is_over_TA = number_TA == number_TA[-1]
+    grad_BTD.index_add_(1, number_TA[-1], (weight_BTA * is_over_TA).mT @ read_BTD)
+    stands_in_BA1 = (weight_BTA[:, :OPENING] * ~is_over_TA[:OPENING]).sum(-1, keepdim=True)
+    grad_BTD[:, :OPENING] += stands_in_BA1 * read_BTD[:, :OPENING]
 
 
 def recall_weights(score_NC: Tensor, missing_NC: Tensor) -> Tensor:
