@@ -2,8 +2,10 @@
 
 lr(step) = learning_rate * lr_scale(step), where the scale warms up linearly and then follows a cosine (Loshchilov &
 Hutter, arXiv 1608.03983), stays and decays linearly (warm-up-stable-decay, arXiv 2404.06395), or stays constant.
-Decoupled weight decay (arXiv 1711.05101) touches matrices only: never norms, biases, or embeddings. At each restart all
-of the schedule begins anew (the idea of SGDR, arXiv 1608.03983, at steps of one's choice).
+Decoupled weight decay (arXiv 1711.05101) touches matrices only: never norms, biases, or embeddings. A tied matrix,
+which is embedding and head at once, is trained at the head's rate: embeddings are normalised, so that a high rate suits
+them which the logits could not bear. At each restart all of the schedule begins anew (the idea of SGDR, arXiv
+1608.03983, at steps of one's choice).
 
 Muon orthogonalises the momentum of each hidden matrix (Jordan et al. 2024, kellerjordan.github.io/posts/muon), while
 embeddings, head and vectors stay with AdamW; to Lightning the two are one optimizer.
@@ -15,8 +17,8 @@ import math
 from bisect import bisect_right
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Any, Literal
+from itertools import pairwise, product
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
@@ -27,7 +29,7 @@ from torch.optim.lr_scheduler import LambdaLR
 Schedule = Literal["cosine", "wsd", "constant"]
 Algorithm = Literal["adamw", "muon"]
 MuonScale = Literal["match_rms_adamw", "original"]
-Kind = Literal["matrices", "head", "embeddings", "vectors"]
+Kind = Literal["matrices", "head", "embeddings", "tied", "vectors"]
 Group = dict[str, Any]
 FIRST_MOMENTUM = 0.85  # where the warm-up of Muon's momentum begins, as in nanochat
 
@@ -59,8 +61,8 @@ class Optim:
         optimizer: Optimizer of the hidden matrices; embeddings, head and vectors have AdamW always.
         learning_rate: Peak of the schedule.
         matrix_learning_rate: Peak for the hidden matrices; null for learning_rate.
-        head_learning_rate: Peak for the head; null for learning_rate.
-        embedding_learning_rate: Peak for the embeddings; null for learning_rate.
+        head_learning_rate: Peak for the head, and for embeddings that are tied to it; null for learning_rate.
+        embedding_learning_rate: Peak for the other embeddings; null for learning_rate.
         weight_decay: Decoupled decay of the matrices, the head among them.
         beta1: Decay rate of Adam's first moment.
         beta2: Decay rate of Adam's second moment.
@@ -105,6 +107,7 @@ class Optim:
         own = {
             "matrices": self.matrix_learning_rate,
             "head": self.head_learning_rate,
+            "tied": self.head_learning_rate,
             "embeddings": self.embedding_learning_rate,
         }
         return own.get(kind) or self.learning_rate
@@ -147,25 +150,30 @@ def lr_scale(step: int, total_steps: float, optim: Optim) -> float:
     return 1.0
 
 
-def parameters_by_kind(module: nn.Module, columns: Kind = "vectors") -> dict[Kind, list[nn.Parameter]]:
-    """Trained parameters of a model: hidden matrices, head, embeddings (a tied head is one), and vectors.
+def parameters_by_kind(
+    module: nn.Module, columns: Kind = "vectors", tied: Kind = "tied"
+) -> dict[Kind, list[nn.Parameter]]:
+    """Trained parameters of a model: hidden matrices, head, embeddings, what is both of these, and vectors.
 
     A vector has one number a row, be its shape (n,) or (n, 1). A weight of nn.Linear is a matrix, however narrow.
 
     Args:
         module: The model.
         columns: Kind of parameters of shape (n, 1); checkpoints of older versions count them among the matrices.
+        tied: Kind of what is embedding and head; checkpoints of older versions count it among the embeddings.
     """
     modules = list(module.modules())
     embeddings = {id(p) for m in modules if isinstance(m, nn.Embedding) for p in m.parameters(recurse=False)}
     linear = {id(m.weight) for m in modules if isinstance(m, nn.Linear)}
-    head = {id(p) for name, p in module.named_parameters() if name.startswith("head.")}
-    kinds: dict[Kind, list[nn.Parameter]] = {"matrices": [], "head": [], "embeddings": [], "vectors": []}
+    head = {id(p) for name, p in module.named_parameters(remove_duplicate=False) if name.startswith("head.")}
+    kinds: dict[Kind, list[nn.Parameter]] = {kind: [] for kind in get_args(Kind)}
     for p in (p for p in module.parameters() if p.requires_grad):
         if p.ndim < 2:
             kinds["vectors"].append(p)
-        elif id(p) in embeddings or id(p) in head:
-            kinds["embeddings" if id(p) in embeddings else "head"].append(p)
+        elif id(p) in embeddings:
+            kinds[tied if id(p) in head else "embeddings"].append(p)
+        elif id(p) in head:
+            kinds["head"].append(p)
         else:
             kinds[columns if p.numel() == p.size(0) and id(p) not in linear else "matrices"].append(p)
     return kinds
@@ -203,8 +211,9 @@ def state_owners(saved: Group, module: nn.Module) -> dict[nn.Parameter, Any]:
     Its order in the group alone tells a parameter: what number it has depends on the strategy that saved it.
     """
     groups = {group["kind"]: group["params"] for group in saved["param_groups"]}
-    for columns in ("vectors", "matrices"):
-        kinds = {kind: ps for kind, ps in parameters_by_kind(module, columns).items() if ps}
+    older: Iterable[tuple[Kind, Kind]] = product(("vectors", "matrices"), ("tied", "embeddings"))
+    for columns, tied in older:
+        kinds = {kind: ps for kind, ps in parameters_by_kind(module, columns, tied).items() if ps}
         if {kind: len(ps) for kind, ps in kinds.items()} == {kind: len(keys) for kind, keys in groups.items()}:
             return {p: key for kind, ps in kinds.items() for p, key in zip(ps, groups[kind], strict=True)}
     raise ValueError("the optimizer state is of other parameters than the model's")

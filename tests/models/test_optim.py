@@ -36,12 +36,14 @@ def train(model, optimizer, steps):
 def test_kinds_of_parameters():
     kinds = parameters_by_kind(Transformer(vocab_size=5, d_model=8, num_heads=2, local_mixing="shift"))
     assert {kind: [tuple(p.shape) for p in ps] for kind, ps in kinds.items()} == {
-        "embeddings": [(5, 8)], "head": [(5, 8)], "vectors": [(24,)],
+        "embeddings": [(5, 8)], "head": [(5, 8)], "tied": [], "vectors": [(24,)],
         "matrices": [(24, 8), (8, 8), (32, 8), (8, 32)],
     }  # fmt: skip
     tied = parameters_by_kind(Transformer(vocab_size=5, d_model=8, num_heads=2, tie_embeddings=True))
-    assert (len(tied["embeddings"]), len(tied["head"])) == (1, 0)
-    assert len(parameters_by_kind(Palm(vocab_size=5, d_model=16))["embeddings"]) == 2  # both factors
+    assert [len(tied[kind]) for kind in ("embeddings", "head", "tied")] == [0, 0, 1]
+    factorised = {"vocab_size": 5, "d_model": 16, "embedding_rank": 4}
+    assert len(parameters_by_kind(Palm(**factorised))["embeddings"]) == 2  # both factors
+    assert len(parameters_by_kind(Palm(**factorised, tie_embeddings=True))["tied"]) == 2
 
 
 LAYER, MEMORY = "layers.0", "layers.0.memory"
@@ -57,36 +59,46 @@ VECTORS = {
 
 @pytest.mark.parametrize("model_class", VECTORS)
 def test_each_parameter_of_the_models_is_trained_by_its_role(model_class):
-    model = model_class(vocab_size=5, d_model=16, local_mixing="conv")
+    model = model_class(vocab_size=5, d_model=16, local_mixing="conv", tie_embeddings=False)
     vectors = VECTORS[model_class] | {f"{LAYER}.local_mixing.taps.{i}" for i in range(4)}
     names = {parameter: name for name, parameter in model.named_parameters()}
     embeddings = {name for name in names.values() if name.startswith("embed.")}
     matrices = set(names.values()) - embeddings - {"head.weight"} - vectors
     kinds = {kind: {names[p] for p in parameters} for kind, parameters in parameters_by_kind(model).items()}
     assert kinds == {
-        "matrices": matrices, "head": {"head.weight"}, "embeddings": embeddings, "vectors": vectors,
+        "matrices": matrices, "head": {"head.weight"}, "embeddings": embeddings, "tied": set(), "vectors": vectors,
     }  # fmt: skip
 
 
 def test_a_role_is_the_same_at_any_size():
     narrow = Palm(vocab_size=5, d_model=16, rank=1, embedding_rank=1)
-    assert [len(parameters) for parameters in parameters_by_kind(narrow).values()] == [11, 1, 2, 0]
+    assert [len(parameters) for parameters in parameters_by_kind(narrow).values()] == [11, 1, 2, 0, 0]
     one_token = TokenFormer(vocab_size=5, d_model=16, num_param_tokens=1, num_ffn_param_tokens=1)
     assert not parameters_by_kind(one_token)["vectors"]  # it may become several
 
 
+def test_what_is_embedding_and_head_is_trained_as_the_head():
+    tied = Transformer(vocab_size=5, d_model=8, num_heads=2, tie_embeddings=True)
+    rates = {group["kind"]: (group["lr"], group["weight_decay"]) for group in build_optimizer(tied, MUON).param_groups}
+    assert rates == {"matrices": (0.02, 0.1), "tied": (0.03, 0.0)}
+
+
 def as_once_saved(optimizer, model):
-    """An optimizer's state as older versions grouped it: parameters of shape (n, 1) among the matrices."""
-    kinds = parameters_by_kind(model, columns="matrices")
+    """An optimizer's state as older versions grouped it, by two kinds less."""
+    kinds = parameters_by_kind(model, columns="matrices", tied="embeddings")
     numbers = {p: number for number, p in enumerate(p for parameters in kinds.values() for p in parameters)}
-    groups = [group | {"params": [numbers[p] for p in kinds[group["kind"]]]} for group in optimizer.param_groups]
+    once = [
+        group | {"kind": "embeddings" if group["kind"] == "tied" else group["kind"]} for group in optimizer.param_groups
+    ]
+    groups = [group | {"params": [numbers[p] for p in kinds[group["kind"]]]} for group in once]
     return copy.deepcopy({"state": {numbers[p]: state for p, state in optimizer.state.items()}, "param_groups": groups})
 
 
+@pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("optim", [Optim(), MUON])
-def test_a_state_from_when_columns_were_matrices_goes_on(optim):
+def test_a_state_from_when_columns_were_matrices_and_tied_heads_embeddings_goes_on(optim, tied):
     torch.manual_seed(0)
-    model = SparseRNN(vocab_size=5, d_model=8, state_width=6, k=2)
+    model = SparseRNN(vocab_size=5, d_model=8, state_width=6, k=2, tie_embeddings=tied)
     bias = model.layers[0].recurrence.rule_bias
     train(model, whole := build_optimizer(model, optim), range(3))
     if optim is MUON:  # of which AdamW, whose the bias is now, has no use: there it begins anew
