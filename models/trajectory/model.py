@@ -304,7 +304,7 @@ class TrajectoryLM(GrowableModel):
         local_mixing: LocalMixingKind = "none",
         ffn_ratio: int = 4,
         norm: Norm = "rms",
-        tie_embeddings: bool = False,
+        tie_embeddings: bool = True,
         dropout: float = 0.0,
         compile: bool = False,
     ) -> None:

@@ -159,7 +159,7 @@ def test_options_that_do_not_go_together_are_refused(kind, options, message):
 @pytest.mark.parametrize("kind", MODELS)
 def test_every_model_can_share_its_embedding_with_its_head(kind):
     torch.manual_seed(0)
-    tied, untied = kind(vocab_size=50, tie_embeddings=True), kind(vocab_size=50)
+    tied, untied = (kind(vocab_size=50, tie_embeddings=tie) for tie in (True, False))
     assert tied.head.weight is tied.embed.weight
     assert untied.num_parameters() - tied.num_parameters() == 50 * 128
     tokens = torch.randint(50, (4, 33))
