@@ -31,12 +31,12 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from models.layers import Layer, Norm, check_positive, norm_named, rms_norm, with_fixed_shapes
-from models.metrics import IGNORED, EvalMetrics, Evaluation, evaluation_of
+from models.metrics import IGNORED, EvalMetrics, Evaluation, evaluation_of, scored_positions
 from models.optim import Optim, build_optimizer, grad_norm, lr_scale, reapply
 from models.sharding import Sharding, Successors
 
 Batch = tuple[Tensor, Tensor]
-CountedBatch = tuple[Tensor, Tensor, int]  # of training, with the number of scored positions
+CountedBatch = tuple[Tensor, Tensor, int]  # with the number of scored positions
 TRAINING_FLOPS = 3  # forward and backward, in forwards: the backward pass has two products for each of the forward's
 SHARDING = (FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy)
 HEAD_STD = 0.02  # of a head's weights at the start, as GPT-2's
@@ -236,16 +236,14 @@ class LanguageModel(L.LightningModule):
     # Training ------------------------------------------------------------------------------------------------------
 
     def loss(self, batch: Batch, num_scored: int | None = None) -> Tensor:
-        """Mean cross-entropy in nats over the scored positions; the head works on these alone.
-
-        Whoever knows N, their number, spares the device from being asked, which would have to be waited for.
-        """
+        """Mean cross-entropy in nats over the scored positions, of which `num_scored` spares a GPU the counting."""
         inputs_BT, targets_BT = batch
-        scored_P = (targets_BT != IGNORED).flatten()
-        scored_N1 = scored_P.nonzero() if num_scored is None else scored_P.nonzero_static(size=num_scored)
-        index_N = scored_N1.squeeze(1)
-        features_ND = self.features(inputs_BT).flatten(0, 1).index_select(0, index_N)
-        return F.cross_entropy(self.head(features_ND).float(), targets_BT.flatten()[index_N])
+        scored_N = scored_positions(targets_BT, num_scored)
+        return F.cross_entropy(self._logits(inputs_BT, scored_N).float(), targets_BT.flatten()[scored_N])
+
+    def _logits(self, inputs_BT: Tensor, scored_N: Tensor) -> Tensor:
+        """Logits (N, V) of the scored positions; the head works on these alone."""
+        return cast(Tensor, self.head(self.features(inputs_BT).flatten(0, 1).index_select(0, scored_N)))
 
     def on_fit_start(self) -> None:
         """Take the run's seed, from which each step draws its own randomness."""
@@ -257,14 +255,14 @@ class LanguageModel(L.LightningModule):
         torch.manual_seed(mixed_seed(self.seed, self.global_rank, batch_number))
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Count the scored positions of a training batch before it is sent, from where a GPU fetches it by itself."""
+        """Count a batch's scored positions before it is sent, from where a GPU fetches it by itself."""
         inputs_BT, targets_BT = batch
         if not targets_BT.is_cpu:
             return batch
-        counted = (int((targets_BT != IGNORED).sum()),) if self.trainer.training else ()
+        num_scored = int((targets_BT != IGNORED).sum())
         if self.device.type == "cuda":
             inputs_BT, targets_BT = inputs_BT.pin_memory(), targets_BT.pin_memory()
-        return inputs_BT, targets_BT, *counted
+        return inputs_BT, targets_BT, num_scored
 
     def training_step(self, batch: Batch | CountedBatch, batch_idx: int) -> Tensor:
         """The loss; counts the batch's tokens and FLOPs over all processes."""
@@ -324,12 +322,12 @@ class LanguageModel(L.LightningModule):
             EvalMetrics(self._evaluation.metrics, self.vocab_size, self.device) for _ in self._slice_names
         ]
 
-    def evaluate(self, batch: Batch, slice_idx: int, free_running: bool = False) -> None:
+    def evaluate(self, batch: Batch | CountedBatch, slice_idx: int, free_running: bool = False) -> None:
         """Add a batch to the metrics of its slice."""
-        inputs_BT, targets_BT = batch
-        logits_NV = self.head(self.features(inputs_BT)[targets_BT != IGNORED])
-        free = self.free_running(batch) if free_running else None
-        self._eval_metrics[slice_idx].update(logits_NV, targets_BT, free)
+        inputs_BT, targets_BT = batch[:2]
+        scored_N = scored_positions(targets_BT, *batch[2:])
+        free = self.free_running((inputs_BT, targets_BT)) if free_running else None
+        self._eval_metrics[slice_idx].update(self._logits(inputs_BT, scored_N), targets_BT, scored_N, free)
 
     def _finish_evaluation(self, prefix: str) -> None:
         computed = (metrics.compute() for metrics in self._eval_metrics)
@@ -363,7 +361,7 @@ class LanguageModel(L.LightningModule):
         """Begin with empty metrics, one set a slice."""
         self._start_evaluation("validate", len(self.trainer.num_val_batches))
 
-    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+    def validation_step(self, batch: Batch | CountedBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Add a batch to its slice's metrics."""
         self.evaluate(batch, dataloader_idx)
 
@@ -375,7 +373,7 @@ class LanguageModel(L.LightningModule):
         """Begin with empty metrics, one set a slice."""
         self._start_evaluation("test", len(self.trainer.num_test_batches))
 
-    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+    def test_step(self, batch: Batch | CountedBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Add a batch to its slice's metrics."""
         self.evaluate(batch, dataloader_idx, "free_running_exact_match" in self._evaluation.metrics)
 
@@ -383,9 +381,9 @@ class LanguageModel(L.LightningModule):
         """Log test/*, as in validation."""
         self._finish_evaluation("test")
 
-    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
+    def predict_step(self, batch: Batch | CountedBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         """The batch with the likeliest token at every position."""
-        inputs_BT, targets_BT = batch
+        inputs_BT, targets_BT = batch[:2]
         return {"inputs": inputs_BT, "targets": targets_BT, "predictions": self(inputs_BT).argmax(-1)}
 
     # Devices and checkpoints ---------------------------------------------------------------------------------------

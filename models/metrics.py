@@ -21,6 +21,16 @@ IGNORED = -100  # target of a position that is not scored
 METRICS = ("bits_per_char", "accuracy", "exact_match", "free_running_exact_match")
 
 
+def scored_positions(targets_BT: Tensor, num_scored: int | None = None) -> Tensor:
+    """Where targets (B, T), row by row, are scored: indices (N,), ascending, into the B T positions.
+
+    Whoever knows N, their number, spares the device from being asked, which would have to be waited for.
+    """
+    scored_P = (targets_BT != IGNORED).flatten()
+    scored_N1 = scored_P.nonzero() if num_scored is None else scored_P.nonzero_static(size=num_scored)
+    return scored_N1.squeeze(1)
+
+
 class CrossEntropy(Metric):
     """Mean negative log-likelihood of the scored positions, in nats."""
 
@@ -135,11 +145,13 @@ class EvalMetrics:
         for metric in self.metrics.values():
             metric.to(device)
 
-    def update(self, logits_NV: Tensor, targets_BT: Tensor, free_running_BT: Tensor | None = None) -> None:
-        """Add a batch: the logits of its N >= 0 scored positions in row-major order, and all its targets."""
-        scored_BT = targets_BT != IGNORED
-        targets_N, predictions_N = targets_BT[scored_BT], logits_NV.argmax(-1)
-        predictions_BT = targets_BT.masked_scatter(scored_BT, predictions_N)
+    def update(
+        self, logits_NV: Tensor, targets_BT: Tensor, scored_N: Tensor, free_running_BT: Tensor | None = None
+    ) -> None:
+        """Add a batch: the logits of its N >= 0 scored positions, all its targets, and where they are scored."""
+        targets_P, predictions_N = targets_BT.flatten(), logits_NV.argmax(-1)
+        targets_N = targets_P[scored_N]
+        predictions_BT = targets_P.index_copy(0, scored_N, predictions_N).view_as(targets_BT)
         for name, metric in self.metrics.items():
             if name == "accuracy":
                 metric.update(predictions_N, targets_N)

@@ -3,9 +3,11 @@
 import lightning as L
 import pytest
 import torch
+from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode
 from torch.utils.data import DataLoader
 
 from models import LanguageModel, Transformer
+from models.metrics import METRICS, EvalMetrics
 
 ROWS, SEQ_LEN, VOCAB_SIZE = 8, 16, 5
 
@@ -54,6 +56,17 @@ def test_plain_loaders_train_validate_and_test(model):
     assert {f"val/{name}" for name in names} <= fit.callback_metrics.keys()
     (results,) = fit.test(model, loader(), verbose=False)
     assert results.keys() == {f"test/{name}" for name in names}
+
+
+def test_who_knows_how_many_are_scored_is_measured_without_waiting_for_the_device():
+    with FakeTensorMode():  # whose tensors have no data, so that whoever asks for some fails
+        model = Transformer(vocab_size=VOCAB_SIZE, d_model=8, num_heads=2)
+        tokens_BT = torch.zeros(4, SEQ_LEN, dtype=torch.int64)
+        model._eval_metrics = [EvalMetrics(METRICS, VOCAB_SIZE, model.device)]
+        model.loss((tokens_BT, tokens_BT), num_scored=4 * SEQ_LEN)
+        model.evaluate((tokens_BT, tokens_BT, 4 * SEQ_LEN), 0)
+        with pytest.raises(DynamicOutputShapeException):
+            model.evaluate((tokens_BT, tokens_BT), 0)
 
 
 def test_several_plain_loaders_are_numbered_slices(model):
