@@ -111,10 +111,11 @@ def decayed_sum(x_BTHK: Tensor, log_decay_H: Tensor, chunk_size: int = CHUNK_SIZ
         age_CC = (age_C.unsqueeze(1) - age_C).clamp_min(0)  # a later position would overflow before it is cut off
         weight_HCC = (log_decay_H.view(-1, 1, 1) * age_CC).exp().tril()
         y_BNCHK = torch.einsum("hts,bnshk->bnthk", weight_HCC, x_BNCHK)
-        carry_BNHK, distance = y_BNCHK[:, :, -1], 1
-        while distance < num_chunks:
-            faded = _delayed(carry_BNHK, distance) * (log_decay_H * size * distance).exp().unsqueeze(-1)
-            carry_BNHK, distance = carry_BNHK + faded, 2 * distance
+        carry_BNHK = y_BNCHK[:, :, -1]
+        distance_L11 = 2 ** torch.arange((num_chunks - 1).bit_length(), device=x_BTHK.device).view(-1, 1, 1)
+        faded_LH1 = (log_decay_H.unsqueeze(-1) * size * distance_L11).exp()  # over 1, 2, 4, ... chunks
+        for level, faded_H1 in enumerate(faded_LH1.unbind()):
+            carry_BNHK = carry_BNHK + _delayed(carry_BNHK, 2**level) * faded_H1
         fading_CH1 = (log_decay_H * (age_C + 1).unsqueeze(-1)).exp().unsqueeze(-1)
         y_BNCHK = y_BNCHK + _delayed(carry_BNHK, 1).unsqueeze(2) * fading_CH1
     return y_BNCHK.flatten(1, 2)[:, :length]

@@ -19,8 +19,9 @@ from app.scorecard import operations as probes
 from app.scorecard import training as learning
 from app.scorecard.candidates import Spec
 from app.scorecard.command import MODEL_OPTIONS, OPTIM_OPTIONS
+from app.scorecard.requirements import OPERATIONS_A_DOUBLING
 from app.scorecard.training import Learning
-from models import Transformer
+from models import Palm, PotatoLM, TokenFormer, TrajectoryLM, Transformer
 from models.base import LanguageModel
 from models.optim import Optim
 
@@ -88,6 +89,12 @@ def test_only_a_loop_over_time_needs_more_operations_for_more_time(probed):
         assert probed[name].operations_a_doubling == 0
     assert 0 < probed["doubling"].operations_a_doubling <= 8
     assert probed["loop"].operations_a_doubling == (1024 - 64) / 4  # one a step, over four doublings
+
+
+@pytest.mark.parametrize("kind", [Palm, PotatoLM, TokenFormer, TrajectoryLM, Transformer])
+def test_our_parallel_models_stay_below_the_bar(kind):
+    model = kind(vocab_size=128, d_model=64, num_layers=1)
+    assert probes.probe(model, "cpu", (64, 1024), (64, 1024)).operations_a_doubling <= OPERATIONS_A_DOUBLING
 
 
 def test_pairs_of_positions_are_found_however_they_are_made(probed):
