@@ -58,6 +58,7 @@ def test_plain_loaders_train_validate_and_test(model):
     assert results.keys() == {f"test/{name}" for name in names}
 
 
+@pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")  # by torchmetrics, which copies states
 def test_who_knows_how_many_are_scored_is_measured_without_waiting_for_the_device():
     with FakeTensorMode():  # whose tensors have no data, so that whoever asks for some fails
         model = Transformer(vocab_size=VOCAB_SIZE, d_model=8, num_heads=2)
