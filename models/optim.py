@@ -211,8 +211,8 @@ def state_owners(saved: Group, module: nn.Module) -> dict[nn.Parameter, Any]:
     Its order in the group alone tells a parameter: what number it has depends on the strategy that saved it.
     """
     groups = {group["kind"]: group["params"] for group in saved["param_groups"]}
-    older: Iterable[tuple[Kind, Kind]] = product(("vectors", "matrices"), ("tied", "embeddings"))
-    for columns, tied in older:
+    groupings: Iterable[tuple[Kind, Kind]] = product(("vectors", "matrices"), ("tied", "embeddings"))  # now, and once
+    for columns, tied in groupings:
         kinds = {kind: ps for kind, ps in parameters_by_kind(module, columns, tied).items() if ps}
         if {kind: len(ps) for kind, ps in kinds.items()} == {kind: len(keys) for kind, keys in groups.items()}:
             return {p: key for kind, ps in kinds.items() for p, key in zip(ps, groups[kind], strict=True)}

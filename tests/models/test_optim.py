@@ -84,7 +84,7 @@ def test_what_is_embedding_and_head_is_trained_as_the_head():
 
 
 def as_once_saved(optimizer, model):
-    """An optimizer's state as older versions grouped it, by two kinds less."""
+    """An optimizer's state as older versions grouped it: columns among the matrices, a tied head among embeddings."""
     kinds = parameters_by_kind(model, columns="matrices", tied="embeddings")
     numbers = {p: number for number, p in enumerate(p for parameters in kinds.values() for p in parameters)}
     once = [

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import lightning as L
 import pytest
+import yaml
 
 import datamodules
 import models
@@ -38,6 +39,7 @@ EXPERIMENT = "app/configs/experiment/copying/running_mean.yaml"  # of the added 
 FENCE = re.compile(r"^```(\S+)[ ]?(\S*)\n(.*?)^```$", re.M | re.S)
 OPTION = re.compile(r"(?<![\w-])--([a-z]\w*(?:\.\w+)*(?:\.\*)?)")
 PLANNED = ("compare", "growth-study", "scorecard")  # verbs whose --print_commands checks a plan
+VOCAB_SIZES = {"tiny-shakespeare": 65, "python-stdlib": 96}
 PROGRAMS = ("python", "torchrun", "srun", "make", "tensorboard", "conda", "source", "git")
 
 
@@ -207,6 +209,19 @@ def test_configuration_files_open_with_a_command_that_is_understood_and_hold_no_
     unread = [file for file, opening in openings.items() if f"--config {file}" not in opening]  # that of `demo`
     assert_understood([*opened, *(["python", "-m", "app", "fit", "--config", file] for file in unread)], monkeypatch)
     assert not [text for text in texts.values() if re.search(r"\bresult|±|bits/char", text, re.I)]
+
+
+def test_experiment_files_tell_how_many_parameters_their_models_have():
+    told = {}
+    for file in sorted((ROOT / "app/configs/experiment").rglob("*.yaml")):
+        text = file.read_text(encoding="utf-8")
+        if number := re.search(r"\b(\d+(?:,\d{3})+)\s(?:# )?parameters", text):
+            model, data = (yaml.safe_load(text)[part] for part in ("model", "data"))
+            vocab_size = VOCAB_SIZES[data["init_args"].get("corpus", "python-stdlib")]
+            built = getattr(models, model["class_path"])(vocab_size=vocab_size, **model.get("init_args", {}))
+            told[file.name, vocab_size] = int(number[1].replace(",", "")), built.num_parameters()
+    assert len(told) > 10
+    assert {name: told for name, (told, counted) in told.items() if told != counted} == {}
 
 
 def test_every_committed_study_stands_beside_its_command():
