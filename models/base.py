@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, ClassVar, Literal, cast
 
@@ -151,6 +151,14 @@ class LanguageModel(L.LightningModule):
         features_BD, next_state = self._streamed("step", token_B, state, shared)
         return self.head(features_BD), next_state
 
+    def compiled_step(self) -> Callable[[Tensor, list[Any]], tuple[Tensor, list[Any]]]:
+        """`step` as machine code, for a state of fixed shapes.
+
+        On a CPU what calls the kernels is machine code, too: there are few, and small ones, and to call them by Python
+        takes as long as they do.
+        """
+        return torch.compile(self.step, options={"cpp_wrapper": self.embed.weight.is_cpu})
+
     @torch.no_grad()
     def stream(
         self,
@@ -169,9 +177,8 @@ class LanguageModel(L.LightningModule):
         if not prompt_BT.size(1):
             raise ValueError("prompt_BT has no token; give at least one, such as that of a line break")
         logits_BV, state = self.prefill(prompt_BT, self.init_state(prompt_BT.size(0)))
-        step = self.step
+        step = self.compiled_step() if compile else self.step
         if compile:
-            step = torch.compile(step)
             state = with_fixed_shapes(state, prompt_BT.size(1) + max_new_tokens)
         for remaining in reversed(range(max_new_tokens)):
             token_B = sample(logits_BV, temperature, top_k, generator)

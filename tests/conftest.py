@@ -28,6 +28,13 @@ def fixed_seeds() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture
+def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps are compiled to graphs, but not to machine code, which takes some seconds a model."""
+    compile = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, options=None: compile(function, backend="eager"))
+
+
 @pytest.fixture(scope="session")
 def tiny_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A UTF-8 file of about 12,000 characters: regular enough to learn from, no two lines alike, not only ASCII."""

@@ -64,7 +64,7 @@ class Stream:
     def __init__(self, model: LanguageModel, device: str, batch_size: int = 1, compiled: bool = False) -> None:
         self.model, self.batch_size, self.compiled = model.eval(), batch_size, compiled
         self.step, self.state = model.step, model.init_state(batch_size)
-        self.step_of_forks = torch.compile(model.step) if compiled else model.step
+        self.step_of_forks = model.compiled_step() if compiled else model.step
         self.tokens = torch.randint(VOCAB_SIZE, (1024, batch_size), device=device).unbind()  # read over and over
         self.position = 0
 

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
-from functools import partial
 from io import BytesIO, StringIO, TextIOWrapper
 from pathlib import Path
 from typing import NamedTuple
@@ -427,8 +426,7 @@ def test_text_is_written_in_every_precision(alone, precision):
     assert (code, len(text)) == (0, 4 + 9 + 1)
 
 
-def test_a_compiled_step_writes_the_same_text(alone, monkeypatch):
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+def test_a_compiled_step_writes_the_same_text(alone, uncompiled, monkeypatch):
     line = "generate some.ckpt --prompt '12: the ' --max_new_tokens 9 --temperature 0"
     code, text, err = call(f"{line} --compile")
     assert (code, text) == (0, call(line).out)

@@ -268,15 +268,20 @@ def test_free_running_reads_its_own_output_where_it_is_scored(build, begins):
 @pytest.mark.parametrize(
     "name", ["Transformer-conv", "TokenFormer", "Palm-aft", "PotatoLM", "PotatoLM-carry", "SparseRNN", "TrajectoryLM"]
 )
-def test_a_compiled_step_writes_the_same_and_is_compiled_once(name, monkeypatch):
+def test_a_compiled_step_writes_the_same_and_is_compiled_once(name, uncompiled):
     model = built(name, num_layers=2, **({"positions": "rotary"} if name == "PotatoLM" else {}))
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))  # graphs without kernels: fast
     for batch_size in (1, 2):
         prompt = torch.randint(11, (batch_size, 7))
         torch.compiler.reset()
         with torch._dynamo.config.patch(error_on_recompile=True):
             compiled = model.generate(prompt, MIN_CACHE, temperature=0, compile=True)
         assert torch.equal(compiled, model.generate(prompt, MIN_CACHE, temperature=0))
+
+
+def test_a_step_compiled_to_machine_code_writes_the_same():
+    model, prompt = built("TrajectoryLM"), torch.randint(11, (2, 7))
+    written = model.generate(prompt, 9, temperature=0, compile=True)
+    assert torch.equal(written, model.generate(prompt, 9, temperature=0))
 
 
 def assert_same_compiled(model):

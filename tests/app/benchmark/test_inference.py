@@ -1,7 +1,6 @@
 """`bench inference`: reading and writing at tiny sizes, eager and compiled. No test asserts a time."""
 
 import json
-from functools import partial
 
 import pytest
 import torch
@@ -11,12 +10,6 @@ from app.__main__ import main
 from app.benchmark.inference import FORWARD, inference
 from app.benchmark.workloads import VOCAB_SIZE, Stream
 from app.cli.names import model_names
-
-
-@pytest.fixture
-def uncompiled(monkeypatch):
-    """Graphs without kernels, as these take half a minute a model."""
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
 
 
 def test_every_model_is_read_and_written_with_at_each_context_and_batch_size():
