@@ -6,7 +6,7 @@ The nearest existing name stands beside an unknown one.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from itertools import groupby
@@ -154,14 +154,14 @@ class ParserError(ValueError):
 
 
 @contextmanager
-def explained(help_command: str, known: Iterable[str] = ()) -> Iterator[None]:
-    """Turn a ParserError into a UsageError of one sentence; `known` are names beside the parser's own options.
+def explained(help_command: str, known: Callable[[], Iterable[str]] = tuple) -> Iterator[None]:
+    """Turn a ParserError into a UsageError of one sentence; `known()` are names beside the parser's own options.
 
     What a constructor says comes wrapped in jsonargparse's list of types tried: it is unwrapped.
     """
     try:
         yield
     except ParserError as error:
-        raise UsageError(explain(str(error), [*error.known, *known], help_command)) from error
+        raise UsageError(explain(str(error), [*error.known, *known()], help_command)) from error
     except ValueError as error:
         raise UsageError(unwrapped(str(error))) from error

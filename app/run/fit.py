@@ -306,7 +306,7 @@ def run(verb: str, args: list[str]) -> int:
         whole = [] if verb == "fit" else WHOLE_SPLITS
         args = [f"--config={configuration_of(path, checkpoint)}", *untold_by_configuration(checkpoint), *whole, *args]
     with ExitStack() as stack:
-        with explained(f"python -m app {verb} --help", known_names()):
+        with explained(f"python -m app {verb} --help", known_names):
             cli = CLI(verb, args, path, checkpoint, stack)
         try:
             cli.start()

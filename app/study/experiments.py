@@ -58,7 +58,7 @@ def read_experiment(path: Path, option: str) -> Experiment:
     read_yaml(path, option)
     prepare_lightning()
     try:
-        with explained("python -m app fit --help", known_names()):
+        with explained("python -m app fit --help", known_names):
             config = Reader("fit", [f"--config={path}"], None, {}, ExitStack()).config
     except ValueError as error:
         raise ValueError(f"{option} {path}: {error}") from error
