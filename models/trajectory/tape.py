@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from models.bags import gathered_dot, gathered_sum
+from models.layers import kept
 from models.scan import accumulation_dtype, full_precision
 
 WINDOWS = (1, 4, 16, 64)  # lengths of tape that are read
@@ -134,7 +135,7 @@ class Tape(nn.Module):
         )
         kept_N = self.rows(now + x_BTD.size(1))[-sums.size(1) :]
         state.ends[:, kept_N], state.sums[:, kept_N] = ends[:, -N:], sums[:, -N:]
-        return y_BTD, state._replace(moved=moved_B)
+        return y_BTD, state._replace(moved=kept(moved_B))
 
     def rows(self, num_tokens: int | Tensor) -> Tensor:
         """Rows of a ring after so many tokens, the latest last: (N,)."""

@@ -266,7 +266,8 @@ def test_free_running_reads_its_own_output_where_it_is_scored(build, begins):
 
 
 @pytest.mark.parametrize(
-    "name", ["Transformer-conv", "TokenFormer", "Palm-aft", "PotatoLM", "PotatoLM-carry", "SparseRNN", "TrajectoryLM"]
+    "name",
+    ["Transformer-conv", "TokenFormer", "Palm-aft", "PotatoLM", "PotatoLM-carry", "SparseRNN", "TrajectoryLM-tape"],
 )
 def test_a_compiled_step_writes_the_same_and_is_compiled_once(name, uncompiled):
     model = built(name, num_layers=2, **({"positions": "rotary"} if name == "PotatoLM" else {}))
