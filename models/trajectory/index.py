@@ -218,8 +218,9 @@ def latest(contexts: Sorted, num_matches: int) -> tuple[Tensor, Tensor]:
     """The slots of contexts, int64 (U,), and what they keep from now on, (U, K)."""
     slot_S = contexts.slot.long()
     end_U = (F.pad(slot_S, (0, 1), value=-1).diff() != 0).nonzero().squeeze(1)
-    item_UK = end_U.unsqueeze(1) - torch.arange(num_matches, device=slot_S.device)
-    is_own_UK = (item_UK >= 0) & (slot_S[item_UK] == slot_S[end_U].unsqueeze(1))  # below zero they count from the end
+    place_UK = end_U.unsqueeze(1) - torch.arange(num_matches, device=slot_S.device)
+    item_UK = place_UK.clamp(min=0)  # there may be fewer than a slot keeps
+    is_own_UK = (place_UK >= 0) & (slot_S[item_UK] == slot_S[end_U].unsqueeze(1))
     key_UK = contexts.address[item_UK] * KEY + contexts.time[item_UK] + 1
     return slot_S[end_U], torch.where(is_own_UK, key_UK, EMPTY)
 

@@ -206,6 +206,22 @@ def test_prefill_equals_steps_from_any_state(memory_len, tape, cuts, layers):
             torch.testing.assert_close(logits, expected[:, t], rtol=0, atol=1e-12)
 
 
+@given(
+    spans=st.lists(st.integers(1, 4), min_size=1, max_size=2, unique=True),
+    num_matches=st.integers(1, 7),
+    memory_len=st.integers(1, 9),
+    length=st.integers(1, 5),
+)
+def test_a_prompt_may_be_shorter_than_what_is_linked(spans, num_matches, memory_len, length):
+    model = loud(1, spans=tuple(spans), num_matches=num_matches, memory_len=memory_len)
+    tokens = torch.randint(3, (1, 2 * length))
+    with torch.no_grad():
+        expected, state = model(tokens), model.init_state(1)
+        for end in (length, 2 * length):
+            logits, state = model.prefill(tokens[:, end - length : end], state)
+            torch.testing.assert_close(logits, expected[:, end - 1], rtol=0, atol=1e-12)
+
+
 def test_streaming_equals_parallel_after_5_000_tokens():
     torch.manual_seed(0)
     model = TrajectoryLM(vocab_size=11, d_model=16, memory_len=250).eval()
