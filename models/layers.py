@@ -9,6 +9,7 @@ Shapes: B batch, T time, D width, H heads, K width of a head.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
@@ -227,20 +228,22 @@ class KVCache(NamedTuple):
 
     def with_room(self, length: int) -> KVCache:
         """The cache with room for at least `length` positions; the given one must not be used any more."""
+        return self if length <= self.keys.size(2) else self.resized(self.capacity(length))
+
+    def resized(self, capacity: int) -> KVCache:
+        """The cache with room for `capacity` positions; what is not filled is zero."""
         assert not isinstance(self.length, Tensor)
-        if length <= self.keys.size(2):
-            return self
-        B, H, _, K = self.keys.shape
-        keys, values = (x.new_empty(B, H, self.capacity(length), K) for x in (self.keys, self.values))
-        keys[:, :, : self.length] = self.keys[:, :, : self.length]
-        values[:, :, : self.length] = self.values[:, :, : self.length]
+        room = (0, 0, 0, capacity - self.length)
+        keys, values = (F.pad(x[:, :, : self.length], room) for x in (self.keys, self.values))
         return KVCache(keys, values, self.length)
 
     def fixed(self, length: int) -> KVCache:
-        """The cache with room for at least `length` positions, which no step changes the shape of."""
-        cache = self.with_room(length)
-        for x in cache[:2]:
-            x[:, :, self.length :] = 0  # a weight of zero would not make up for what is not finite
+        """The cache with room for at least `length` positions, which no step changes the shape of.
+
+        There is hardly more, as attention takes as long as there is room. What is not filled must be finite: its weight
+        of zero would not make up for it.
+        """
+        cache = self.resized(MIN_CACHE * math.ceil(length / MIN_CACHE))
         return cache._replace(length=torch.tensor(self.length, device=self.keys.device))
 
     def extended(self, k_BHTK: Tensor, v_BHTK: Tensor) -> KVCache:

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from models import Palm, PotatoLM, SparseRNN, TokenFormer, TrajectoryLM, Transformer
 from models.base import LanguageModel, sample
-from models.layers import MIN_CACHE, causal_attention, causal_attention_reference, layer_norm, relu_squared
+from models.layers import MIN_CACHE, KVCache, causal_attention, causal_attention_reference, layer_norm, relu_squared
 from models.local_mixing import LocalMixing
 
 # Torch's counter does not know that a bag of k weighted rows of width m is a product of 1 x k and k x m.
@@ -277,6 +277,15 @@ def test_a_compiled_step_writes_the_same_and_is_compiled_once(name, uncompiled):
         with torch._dynamo.config.patch(error_on_recompile=True):
             compiled = model.generate(prompt, MIN_CACHE, temperature=0, compile=True)
         assert torch.equal(compiled, model.generate(prompt, MIN_CACHE, temperature=0))
+
+
+def test_a_compiled_step_attends_over_hardly_more_than_it_will_have_read():
+    key, value = torch.randn(2, 2, 1, 33, 4)
+    cache = KVCache.empty(2, 1, 4, key).extended(key, value)
+    fixed = cache.fixed(40)
+    assert (cache.keys.size(2), fixed.keys.size(2), int(fixed.length)) == (64, 48, 33)
+    for kept, filled in ((fixed.keys, key), (fixed.values, value)):
+        assert torch.equal(kept, torch.nn.functional.pad(filled, (0, 0, 0, 15)))
 
 
 def test_a_step_compiled_to_machine_code_writes_the_same():
