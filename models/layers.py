@@ -9,7 +9,6 @@ Shapes: B batch, T time, D width, H heads, K width of a head.
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
@@ -243,7 +242,7 @@ class KVCache(NamedTuple):
         There is hardly more, as attention takes as long as there is room. What is not filled must be finite: its weight
         of zero would not make up for it.
         """
-        cache = self.resized(MIN_CACHE * math.ceil(length / MIN_CACHE))
+        cache = self.resized(-(-length // MIN_CACHE) * MIN_CACHE)
         return cache._replace(length=torch.tensor(self.length, device=self.keys.device))
 
     def extended(self, k_BHTK: Tensor, v_BHTK: Tensor) -> KVCache:

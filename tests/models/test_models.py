@@ -285,7 +285,7 @@ def test_a_compiled_step_attends_over_hardly_more_than_it_will_have_read():
     fixed = cache.fixed(40)
     assert (cache.keys.size(2), fixed.keys.size(2), int(fixed.length)) == (64, 48, 33)
     for kept, filled in ((fixed.keys, key), (fixed.values, value)):
-        assert torch.equal(kept, torch.nn.functional.pad(filled, (0, 0, 0, 15)))
+        assert torch.equal(kept, F.pad(filled, (0, 0, 0, 15)))
 
 
 def test_a_step_compiled_to_machine_code_writes_the_same():
